@@ -1,0 +1,67 @@
+"""Names to builders: one small class and its three instances."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def suggest(given: str, allowed: Iterable[str], *, limit: int = 3) -> str:
+    """The end of an error message: the closest matches and everything allowed."""
+    names = [str(name) for name in allowed]
+    close = difflib.get_close_matches(str(given), names, n=limit, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+    return f"{hint}allowed: {', '.join(names)}"
+
+
+class Registry(Generic[T]):
+    """A table of builders by name.
+
+    Args:
+        kind: what the table holds, for error messages ("backbone").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds a builder.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(builder: T) -> T:
+            if name in self._builders:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._builders[name] = builder
+            return builder
+
+        return add
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """All names that match a shell pattern, sorted."""
+        return sorted(fnmatch.filter(self._builders, pattern))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builders
+
+    def __getitem__(self, name: str) -> T:
+        """The builder of that name.
+
+        Raises:
+            ValueError: unknown name; the message has close matches and the full list.
+        """
+        if name not in self._builders:
+            raise ValueError(f"unknown {self.kind} {name!r}; {suggest(name, self.names())}")
+        return self._builders[name]
+
+
+backbones: Registry[Callable[..., Any]] = Registry("backbone")
+attentions: Registry[Callable[..., Any]] = Registry("attention module")
+datasets: Registry[Callable[..., Any]] = Registry("data set format")

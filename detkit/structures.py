@@ -1,0 +1,150 @@
+"""What flows between data, detectors and evaluation: Target, Detections, Batch.
+
+Boxes are `Tensor[N, 4]`, xyxy, float32, absolute pixels, `w = x2 - x1`; labels are `0..C-1`.
+B images in a batch, M truths in an image, K detections in an image, H and W the padded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The ground truth of one image.
+
+    Attributes:
+        boxes: `[M, 4]` xyxy in pixels of the image as it stands in the batch.
+        labels: `[M]` int64 in `0..C-1`.
+        image_id: the image's id in its data set.
+        crowd: `[M]` bool; a crowd region is never a positive and never counts as a miss.
+        area: `[M]` in pixels of the image as it stands in the batch.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+    crowd: Tensor
+    area: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        """Copy to a device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("boxes", "labels", "crowd", "area")
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Target:
+        """Copy to page-locked memory (called by the data loader)."""
+        moved = {
+            name: getattr(self, name).pin_memory() for name in ("boxes", "labels", "crowd", "area")
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector found in one image, best first.
+
+    Attributes:
+        boxes: `[K, 4]` xyxy in pixels of the original image.
+        scores: `[K]` in `0..1`, descending.
+        labels: `[K]` int64 in `0..C-1`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
+            raise ValueError(f"boxes must be [K, 4], got {list(self.boxes.shape)}")
+        if not len(self.boxes) == len(self.scores) == len(self.labels):
+            raise ValueError(
+                f"boxes, scores and labels must have one length, got {len(self.boxes)}, "
+                f"{len(self.scores)}, {len(self.labels)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Detections:
+        """Select by boolean mask, integer indices or slice; a single integer would lose the axis."""
+        if isinstance(index, int):
+            raise TypeError(f"index Detections by mask, list or slice, not by the integer {index}")
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> Detections:
+        """No detections."""
+        return cls(
+            torch.zeros(0, 4, device=device),
+            torch.zeros(0, device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Detections]) -> Detections:
+        """Join the detections of one image from several sources and put the best first."""
+        if not parts:
+            return cls.empty()
+        scores = torch.cat([part.scores for part in parts])
+        order = scores.argsort(descending=True, stable=True)
+        return cls(
+            torch.cat([part.boxes for part in parts])[order],
+            scores[order],
+            torch.cat([part.labels for part in parts])[order],
+        )
+
+    def to(self, device: torch.device | str) -> Detections:
+        """Copy to a device."""
+        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images padded bottom and right to one size, with their targets when they have any.
+
+    Attributes:
+        images: `[B, 3, H, W]`, RGB, uint8 or float, both in `0..255`.
+        sizes: (height, width) of each image inside the padding.
+        original_sizes: (height, width) of each image before it was resized.
+        targets: one Target per image, or None when there is nothing to learn from.
+    """
+
+    images: Tensor
+    sizes: tuple[Size, ...]
+    original_sizes: tuple[Size, ...]
+    targets: tuple[Target, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Copy to a device."""
+        targets = self.targets
+        if targets is not None:
+            targets = tuple(target.to(device, non_blocking) for target in targets)
+        images = self.images.to(device, non_blocking=non_blocking)
+        return replace(self, images=images, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory (called by the data loader)."""
+        targets = self.targets
+        if targets is not None:
+            targets = tuple(target.pin_memory() for target in targets)
+        return replace(self, images=self.images.pin_memory(), targets=targets)
+
+    def without_targets(self) -> Batch:
+        """The same images, to be predicted."""
+        return replace(self, targets=None)
