@@ -1,0 +1,400 @@
+"""Recipes: the schema of everything that can be set, and how a YAML file becomes one.
+
+A recipe is data: `load_recipe` reads YAML safely, applies `key.path=value` overrides and checks every key,
+type and choice. Defaults live here and nowhere else; a recipe file states what differs.
+The defaults of `model` are those of torchvision's `fasterrcnn_resnet50_fpn`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from detkit.registry import suggest
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message has one line per mistake."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CocoSource(Section):
+    """COCO JSON annotations and the folder that holds the images."""
+
+    format: Literal["coco"] = "coco"
+    annotations: str
+    images: str
+
+
+class SyntheticSource(Section):
+    """The built-in data set: generated pictures of digits, made on first use."""
+
+    format: Literal["synthetic"] = "synthetic"
+    split: Literal["train", "val", "test"] = "train"
+    num_images: PositiveInt = 1000
+    image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
+    seed: NonNegativeInt = 0
+
+
+Source = Annotated[CocoSource | SyntheticSource, Field(discriminator="format")]
+
+
+class ResizeConfig(Section):
+    """Scale keeping the aspect ratio until one side has its limit: shortest at least, longest at most."""
+
+    shortest: PositiveInt | None = 800
+    longest: PositiveInt | None = 1333
+
+    @model_validator(mode="after")
+    def _one_side_at_least(self) -> ResizeConfig:
+        if self.shortest is None and self.longest is None:
+            raise ValueError("shortest and longest are both null; set at least one")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of training images; all off except the flip, as torchvision trains."""
+
+    horizontal_flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
+    rotate90: Fraction = 0.0
+    scale_jitter: tuple[Positive, Positive] | None = None  # factor on the size after resizing
+    crop: Fraction = 0.0  # probability of a crop that keeps boxes
+    color: Fraction = 0.0  # strength of brightness, contrast, saturation and hue changes
+    min_visible: Fraction = 0.2  # a box of which less remains after a crop is dropped
+
+
+class DataConfig(Section):
+    """Where pictures and boxes come from and how they are prepared."""
+
+    train: Source | None = None
+    val: Source | None = None
+    test: Source | None = None  # default: val
+    resize: ResizeConfig = ResizeConfig()
+    augment: AugmentConfig = AugmentConfig()
+    workers: NonNegativeInt | None = None  # processes that read ahead; default: one per spare core
+
+
+class BackboneConfig(Section):
+    """The network that turns pixels into feature maps."""
+
+    name: str = "resnet50"
+    weights: str | None = None  # "imagenet" or a path
+    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    norm: Literal["batch", "frozen_batch", "group"] = "batch"
+    norm_eps: Positive = 1e-5
+    frozen_stages: NonNegativeInt = 0
+    attention: str | None = None
+    width: PositiveInt = 64
+    zero_init_residual: bool = False
+
+
+class FPNConfig(Section):
+    """Feature pyramid on top of the backbone."""
+
+    channels: PositiveInt = 256
+    extra: Literal["pool", "p6p7"] | None = "pool"
+    norm: Literal["batch"] | None = None
+
+
+class RPNConfig(Section):
+    """Region proposal network."""
+
+    anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    positive_iou: Fraction = 0.7
+    negative_iou: Fraction = 0.3
+    samples: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
+    pre_nms_train: PositiveInt = 2000
+    pre_nms_test: PositiveInt = 1000
+    post_nms_train: PositiveInt = 2000
+    post_nms_test: PositiveInt = 1000
+    nms_iou: Fraction = 0.7
+    score_threshold: Fraction = 0.0
+    min_size: NonNegative = 1e-3
+    smooth_l1_beta: NonNegative = 1 / 9
+
+
+class RoIConfig(Section):
+    """Second stage: what each proposal shows, and where exactly."""
+
+    pool: Literal["align"] = "align"
+    resolution: PositiveInt = 7
+    sampling_ratio: NonNegativeInt = 2
+    aligned: bool = False
+    canonical_size: Positive = 224.0
+    canonical_level: int = 4
+    hidden: PositiveInt = 1024
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.5
+    samples: PositiveInt = 512
+    positive_fraction: Fraction = 0.25
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_loss_weight: NonNegative = 1.0
+    smooth_l1_beta: NonNegative = 1 / 9
+    class_agnostic: bool = False
+    score_threshold: Fraction = 0.05
+    nms_iou: Fraction = 0.5
+    max_detections: PositiveInt = 100
+    min_size: NonNegative = 1e-2
+
+
+class ModelConfig(Section):
+    """A detector."""
+
+    detector: Literal["region_proposal"] = "region_proposal"
+    weights: str | None = None  # "coco", or a path of a checkpoint
+    backbone: BackboneConfig = BackboneConfig()
+    fpn: FPNConfig | None = FPNConfig()
+    proposals: Literal["rpn"] = "rpn"
+    rpn: RPNConfig = RPNConfig()
+    roi: RoIConfig = RoIConfig()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    size_divisor: PositiveInt = 32  # images are padded to a multiple of it
+
+
+class OptimizerConfig(Section):
+    """How weights move."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.02
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegative = 1e-4
+    decay_norm_and_bias: bool = True
+
+
+class ScheduleConfig(Section):
+    """How the rate changes: linear warmup, then cosine or steps."""
+
+    name: Literal["cosine", "multistep", "constant"] = "multistep"
+    warmup_steps: NonNegativeInt = 1000
+    warmup_ratio: Fraction = 1e-3
+    milestones: tuple[PositiveInt, ...] = (16, 22)  # epochs after which the rate falls
+    gamma: Fraction = 0.1
+    final_ratio: Fraction = 0.0  # where the cosine ends
+
+
+class EMAConfig(Section):
+    """Running average of the weights, used for validation and as the result."""
+
+    decay: Fraction = 0.999
+    warmup_steps: PositiveInt = 200  # the average follows faster in the beginning
+
+
+class TrainConfig(Section):
+    """Everything about training."""
+
+    epochs: PositiveInt = 26
+    batch_size: PositiveInt = 16  # over all processes
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: Positive | None = None
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    channels_last: bool = True
+    ema: EMAConfig | None = None
+    validate_every: PositiveInt = 1
+    sync_batch_norm: bool = False
+    log_every: PositiveInt = 10  # steps between lines in metrics.jsonl
+
+
+class TestConfig(Section):
+    """Everything about testing."""
+
+    __test__ = False  # pytest: not a test case
+
+    batch_size: PositiveInt = 8
+    amp: Literal["auto", "bf16", "fp16", "off"] = "off"
+
+
+class Recipe(Section):
+    """All that is needed to train and test a detector again."""
+
+    name: str
+    seed: NonNegativeInt = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+
+    @model_validator(mode="after")
+    def _name_is_a_folder(self) -> Recipe:
+        if not re.fullmatch(r"[\w][\w.\-]*", self.name):
+            raise ValueError(
+                f"name {self.name!r} becomes a folder: use letters, digits, '.', '-', '_'"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with `1e-3` as a float, no dates, and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"key {key!r} is given twice, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":timestamp", ":float"))]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf)$|\.(nan|NaN)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """YAML text to plain values; `name` stands in the error message."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name}: not valid YAML: {reason}") from None
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key.path=value` overrides.
+
+    Raises:
+        ConfigError: unknown key, wrong type, wrong choice, no such file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; {suggest(str(path), near)}" if near else ""
+        raise ConfigError(f"no recipe at {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read recipe {path}: {error}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, e.g. 'name: my_run'")
+    tree.setdefault("name", path.stem)
+    return build_recipe(tree, overrides, where=str(path))
+
+
+def build_recipe(
+    tree: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+) -> Recipe:
+    """Check a tree of plain values; `where` names its origin in error messages."""
+    for override in overrides:
+        tree = apply_override(tree, override)
+    try:
+        # Through JSON, because only there does strict mode take lists for tuples.
+        return Recipe.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    except TypeError as error:
+        raise ConfigError(f"{where}: keys must be text: {error}") from None
+
+
+def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """A copy of `tree` with `key.path=value` set; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.path=value")
+    parts = key.split(".")
+    if parts[0] not in Recipe.model_fields:
+        raise ConfigError(
+            f"override {override!r}: unknown key; {suggest(parts[0], Recipe.model_fields)}"
+        )
+    value = parse_yaml(text, f"override {override!r}")
+    result = dict(tree)
+    node = result
+    for part in parts[:-1]:
+        child = node.get(part)
+        node[part] = dict(child) if isinstance(child, dict) else {}
+        node = node[part]
+    node[parts[-1]] = value
+    return result
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error: the key, what was given, what is allowed."""
+    keys, section = _locate(problem["loc"])
+    key, given, kind = ".".join(keys), problem["input"], problem["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {suggest(keys[-1], section.model_fields if section else ())}"
+    if kind == "missing":
+        return f"{key}: missing; set it"
+    if kind == "union_tag_invalid":
+        given = problem["ctx"]["tag"]
+        choices = re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
+        return f"{key}.format: got {given!r}; {suggest(given, choices)}"
+    if kind == "union_tag_not_found":
+        return f"{key}: got {_short(given)}; it needs 'format: coco' or 'format: synthetic'"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        return f"{key}: got {_short(given)}; {suggest(str(given), choices)}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}: got {_short(given)}; {message}" if key else message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _locate(loc: Iterable[str | int]) -> tuple[list[str], type[Section] | None]:
+    """Turn pydantic's location into a key path, and find the section that the last key is in."""
+    keys: list[str] = []
+    sections: list[type[Section]] = [Recipe]
+    parent: type[Section] | None = Recipe
+    for part in loc:
+        tagged = [s for s in sections if s.model_fields.get("format") is not None]
+        if len(sections) > 1 and any(s.model_fields["format"].default == part for s in tagged):
+            sections = [s for s in tagged if s.model_fields["format"].default == part]
+            continue  # the tag of a union, not a key
+        keys.append(str(part))
+        parent = sections[0] if sections else parent
+        field = sections[0].model_fields.get(str(part)) if sections else None
+        sections = list(_sections_in(field.annotation)) if field is not None else []
+    return keys, parent
+
+
+def _sections_in(annotation: Any) -> Iterable[type[Section]]:
+    """All sections that a type annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, UnionType):
+        for argument in typing.get_args(annotation):
+            yield from _sections_in(argument)
+
+

@@ -1,0 +1,42 @@
+"""Boxes as offsets from anchors (R-CNN, arXiv 1311.2524, appendix C).
+
+    dx = (x - xa) / wa    dy = (y - ya) / ha    dw = log(w / wa)    dh = log(h / ha)
+
+with (x, y) the centre; each offset is multiplied by a weight so that it has about unit variance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Weights = tuple[float, float, float, float]
+UNIT: Weights = (1.0, 1.0, 1.0, 1.0)
+# Growth beyond 1000/16 times the anchor comes from an untrained network, and exp() of it overflows.
+MAX_LOG_RATIO = math.log(1000.0 / 16)
+
+
+def encode(boxes: Tensor, anchors: Tensor, *, weights: Weights = UNIT) -> Tensor:
+    """Offsets `[..., 4]` that lead from `anchors` `[..., 4]` to `boxes` `[..., 4]`."""
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    size = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + 0.5 * size) - (anchors[..., :2] + 0.5 * anchor_size)
+    offsets = torch.cat([shift / anchor_size, torch.log(size / anchor_size)], dim=-1)
+    return offsets * offsets.new_tensor(weights)
+
+
+def decode(
+    offsets: Tensor,
+    anchors: Tensor,
+    *,
+    weights: Weights = UNIT,
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> Tensor:
+    """Boxes `[..., 4]` from `offsets` `[..., 4]` and `anchors` broadcastable to them."""
+    offsets = offsets / offsets.new_tensor(weights)
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + 0.5 * anchor_size + offsets[..., :2] * anchor_size
+    half = 0.5 * anchor_size * offsets[..., 2:].clamp(max=max_log_ratio).exp()
+    return torch.cat([centre - half, centre + half], dim=-1)
