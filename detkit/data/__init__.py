@@ -1,0 +1,26 @@
+"""Data sets, transforms and loaders."""
+
+from __future__ import annotations
+
+from detkit.data import sources as sources  # fills the registry
+from detkit.data.coco import AnnotationError, read_coco
+from detkit.data.dataset import CocoDataset, CocoGroundTruth, Sample, coco_ground_truth
+from detkit.data.images import ImageReadError, read_image
+from detkit.data.loader import collate, create_loader
+from detkit.data.transforms import EvalTransform, TrainTransform, resized_shape
+
+__all__ = [
+    "AnnotationError",
+    "CocoDataset",
+    "CocoGroundTruth",
+    "EvalTransform",
+    "ImageReadError",
+    "Sample",
+    "TrainTransform",
+    "coco_ground_truth",
+    "collate",
+    "create_loader",
+    "read_coco",
+    "read_image",
+    "resized_shape",
+]

@@ -1,0 +1,273 @@
+"""Read COCO JSON (https://cocodataset.org/#format-data) into packed arrays.
+
+N images, C classes, G annotations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detkit.data.dataset import CocoDataset, CocoGroundTruth, PackedStrings
+from detkit.data.images import read_image
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; one line with the file, the place and the reason."""
+
+
+def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
+    """Read a COCO JSON file and find its pictures.
+
+    Category ids of any numbering become labels `0..C-1` in ascending order. Images without
+    annotations and crowd regions are kept; boxes are clipped to their picture and those without
+    area dropped, both counted in the data set's report. Where `area` is absent it is `w * h`;
+    where width or height is absent the picture is read once for its size.
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` is relative to. A name that is not there is looked up
+            by its last part anywhere below the folder.
+
+    Raises:
+        AnnotationError: unreadable JSON, missing or wrong fields, or missing pictures.
+        ImageReadError: a picture that had to be read for its size cannot be.
+    """
+    annotations, images = Path(annotations), Path(images)
+    content = _load(annotations)
+    class_names, category_ids = _read_categories(content["categories"], annotations)
+    image_ids = _read_images(content["images"], annotations)
+    truth = _read_truth(content["annotations"], image_ids, category_ids, annotations)
+    names = [image["file_name"] for image in content["images"]]
+    found = find_images(names, images, annotations)
+    sizes = np.array(
+        [_size(image, images / name) for image, name in zip(content["images"], found, strict=True)],
+        dtype=np.int64,
+    ).reshape(-1, 2)
+    return CocoDataset(images, PackedStrings.pack(found), sizes, truth, class_names)
+
+
+def _load(file: Path) -> dict[str, list[Any]]:
+    """The file's three lists."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"cannot read annotations {file}: {error.strerror}") from None
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise AnnotationError(f"{file} is not valid JSON: {error}") from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict):
+        raise AnnotationError(
+            f"{file} holds a {type(content).__name__}, not an object with {', '.join(keys)}"
+        )
+    for key in keys:
+        if key not in content:
+            raise AnnotationError(f"{file} has no {key!r}; COCO JSON needs {', '.join(keys)}")
+        if not isinstance(content[key], list):
+            kind = type(content[key]).__name__
+            raise AnnotationError(f"{file}: {key!r} must be a list of objects, got a {kind}")
+    return content
+
+
+def _raise_first(file: Path, problems: Iterator[str]) -> None:
+    """Report the first problem and how many more there are."""
+    first = next(problems, None)
+    if first is None:
+        return
+    more = sum(1 for _ in problems)
+    rest = f" (and {more} more such problem{'s' if more > 1 else ''})" if more else ""
+    raise AnnotationError(f"{file}: {first}{rest}")
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_categories(categories: list[Any], file: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and category ids in ascending order of the ids."""
+    _raise_first(file, _category_problems(categories))
+    ordered = sorted(categories, key=lambda category: category["id"])
+    ids = np.array([category["id"] for category in ordered], dtype=np.int64)
+    return tuple(category["name"] for category in ordered), ids
+
+
+def _category_problems(categories: list[Any]) -> Iterator[str]:
+    if not categories:
+        yield "'categories' is empty; list at least one class"
+    ids: set[int] = set()
+    names: set[str] = set()
+    for position, category in enumerate(categories):
+        place = f"category at position {position}"
+        if not isinstance(category, dict):
+            yield f"{place} must be an object, got {category!r}"
+        elif not _is_id(category.get("id")):
+            yield f"{place}: {_given(category, 'id')}, it must be an integer"
+        elif not isinstance(category.get("name"), str):
+            yield f"category {category['id']}: {_given(category, 'name')}, it must be a string"
+        elif category["id"] in ids:
+            yield f"category id {category['id']} is used twice"
+        elif category["name"] in names:
+            yield f"category name {category['name']!r} is used twice"
+        else:
+            ids.add(category["id"])
+            names.add(category["name"])
+
+
+def _given(item: dict[str, Any], key: str) -> str:
+    return f"{key} is {item[key]!r}" if key in item else f"{key} is missing"
+
+
+def _read_images(images: list[Any], file: Path) -> np.ndarray:
+    """Image ids `[N]` in the file's order."""
+    _raise_first(file, _image_problems(images))
+    return np.array([image["id"] for image in images], dtype=np.int64)
+
+
+def _image_problems(images: list[Any]) -> Iterator[str]:
+    ids: set[int] = set()
+    for position, image in enumerate(images):
+        if not isinstance(image, dict):
+            yield f"image at position {position} must be an object, got {image!r}"
+        elif not _is_id(image.get("id")):
+            yield f"image at position {position}: {_given(image, 'id')}, it must be an integer"
+        elif image["id"] in ids:
+            yield f"image id {image['id']} is used twice"
+        elif not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            yield f"image {image['id']}: {_given(image, 'file_name')}, it must be a string"
+        else:
+            ids.add(image["id"])
+            for side in ("width", "height"):
+                if image.get(side) is not None and not (_is_id(image[side]) and image[side] > 0):
+                    yield (
+                        f"image {image['id']}: {side} is {image[side]!r}, "
+                        "it must be a positive integer"
+                    )
+
+
+def _read_truth(
+    annotations: list[Any], image_ids: np.ndarray, category_ids: np.ndarray, file: Path
+) -> CocoGroundTruth:
+    """All annotations in the file's order."""
+    index_of = {int(image_id): index for index, image_id in enumerate(image_ids)}
+    label_of = {int(category_id): label for label, category_id in enumerate(category_ids)}
+    _raise_first(file, _annotation_problems(annotations, index_of, label_of))
+    boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
+    area = np.array([item.get("area") for item in annotations], dtype=np.float64)  # None: NaN
+    return CocoGroundTruth(
+        image_ids=image_ids,
+        category_ids=category_ids,
+        gt_image_index=np.array([index_of[item["image_id"]] for item in annotations], np.int64),
+        gt_label=np.array([label_of[item["category_id"]] for item in annotations], np.int64),
+        gt_boxes_xywh=boxes,
+        gt_area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
+        gt_crowd=np.array([bool(item.get("iscrowd")) for item in annotations], dtype=bool),
+    )
+
+
+def _annotation_problems(
+    annotations: list[Any], index_of: dict[int, int], label_of: dict[int, int]
+) -> Iterator[str]:
+    for position, item in enumerate(annotations):
+        if not isinstance(item, dict):
+            yield f"annotation at position {position} must be an object, got {item!r}"
+            continue
+        problem = _annotation_problem(item, index_of, label_of)
+        if problem:
+            name = f"annotation {item['id']}" if "id" in item else f"annotation at {position=}"
+            yield f"{name} (image {item.get('image_id', 'unknown')}): {problem}"
+
+
+def _annotation_problem(
+    item: dict[str, Any], index_of: dict[int, int], label_of: dict[int, int]
+) -> str | None:
+    """What is wrong with one annotation, if anything."""
+    for key, known in (("image_id", index_of), ("category_id", label_of)):
+        if not _is_id(item.get(key)):
+            return f"{_given(item, key)}, it must be an integer"
+        if item[key] not in known:
+            section = "images" if key == "image_id" else "categories"
+            return f"{key} {item[key]} is not among the {len(known)} ids of {section!r}"
+    bbox = item.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        return f"{_given(item, 'bbox')}, it must be four finite numbers [x, y, width, height]"
+    if item.get("area") is not None and not _is_number(item["area"]):
+        return f"area is {item['area']!r}, it must be a number"
+    if item.get("iscrowd") not in (None, 0, 1):
+        return f"iscrowd is {item['iscrowd']!r}, it must be 0 or 1"
+    return None
+
+
+def find_images(names: list[str], folder: Path, annotations: Path) -> list[str]:
+    """Paths below the folder for the file names of the annotations.
+
+    Folders are listed instead of asking for each file, which is slow on network disks.
+
+    Raises:
+        AnnotationError: files are missing (how many, and the first three) or a name stands for
+            several files.
+    """
+    if not folder.is_dir():
+        raise AnnotationError(f"images folder {folder} does not exist (annotations: {annotations})")
+    listed: dict[str, set[str]] = {}
+    found: list[str] = []
+    missing: list[str] = []
+    below: dict[str, list[str]] | None = None
+    for name in names:
+        parent, base = os.path.split(name)
+        if parent not in listed:
+            listed[parent] = _list_files(folder / parent)
+        if base in listed[parent]:
+            found.append(name)
+            continue
+        below = _index_by_name(folder) if below is None else below
+        base = PurePosixPath(name.replace("\\", "/")).name  # written on Windows
+        candidates = below.get(base, [])
+        if len(candidates) > 1:
+            raise AnnotationError(
+                f"{annotations}: {name!r} is not in {folder} and {len(candidates)} files below it "
+                f"have that name: {', '.join(sorted(candidates)[:2])}; make file_name a path"
+            )
+        if candidates:
+            found.append(candidates[0])
+        else:
+            missing.append(name)
+    if missing:
+        raise AnnotationError(
+            f"{annotations}: {len(missing)} of {len(names)} image files are not in {folder}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    return found
+
+
+def _list_files(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _index_by_name(folder: Path) -> dict[str, list[str]]:
+    """Every file below a folder: last part of its name to paths relative to the folder."""
+    below: dict[str, list[str]] = {}
+    for parent, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            below.setdefault(file, []).append(os.path.relpath(os.path.join(parent, file), folder))
+    return below
+
+
+def _size(image: dict[str, Any], path: Path) -> tuple[int, int]:
+    """(height, width) as annotated, or as read where that is absent."""
+    if image.get("height") is None or image.get("width") is None:
+        height, width = read_image(path).shape[:2]
+        return height, width
+    return image["height"], image["width"]

@@ -1,0 +1,226 @@
+"""Batches from a data set: which images go together, padding, worker processes.
+
+B images in a batch, H and W the padded size, M truths of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detkit.data.dataset import CocoDataset, Sample
+from detkit.data.transforms import Transform
+from detkit.structures import Batch, Target
+
+Key = tuple[int, int]  # (index of the image, seed of its augmentation)
+
+
+def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
+    dataset: CocoDataset,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    workers: int = 0,
+    divisor: int = 32,
+    group_by_aspect: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """A loader whose batches depend on seed, epoch and rank alone, not on the number of workers.
+
+    Call `loader.batch_sampler.set_epoch(epoch)` before each epoch of training.
+
+    Args:
+        dataset: where samples come from.
+        transform: from a sample and a seed to a sample.
+        batch_size: images in a batch of this rank.
+        seed: of order and augmentation.
+        shuffle: True for training: a new order each epoch, and every rank gets the same number of
+            batches (images repeat to fill up). False for evaluation: every image exactly once over
+            all ranks.
+        workers: processes that read ahead; 0 reads in this process.
+        divisor: padded sides are multiples of it.
+        group_by_aspect: images of similar shape share a batch, which saves padding.
+        rank: of this process, in `0..world_size-1`.
+        world_size: number of processes.
+        drop_last: leave out a last batch that is not full.
+        pin_memory: put batches into page-locked memory for the way to a GPU.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    sampler = AspectBatchSampler(
+        dataset.sizes(),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        group_by_aspect=group_by_aspect,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+    )
+    return DataLoader(
+        _Transformed(dataset, transform),
+        batch_sampler=sampler,
+        collate_fn=partial(collate, divisor=divisor),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        # its own generator: each epoch draws a seed, which must not move the global random state
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+class _Transformed(Dataset[Any]):
+    """The transform travels with the seed of each sample: workers need not know the epoch."""
+
+    def __init__(self, dataset: CocoDataset, transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, seed = key
+        return self.transform(self.dataset[index], seed)
+
+
+def _start_worker(worker_id: int) -> None:
+    """One thread for each worker: more would fight for the same cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class AspectBatchSampler(Sampler[list[Key]]):
+    """Batches of (index, seed) pairs, grouped by aspect ratio and split over ranks.
+
+    Ranks share one order: a global batch of `batch_size * world_size` images is dealt out to them,
+    so that they work on images of similar shape at the same time.
+
+    Args:
+        sizes: `[N, 2]` (height, width) of the images.
+        batch_size: images in a batch of this rank.
+        seed: of order and augmentation.
+        shuffle: a new order each epoch; else the order is fixed and nothing is repeated.
+        group_by_aspect: images of similar shape share a batch.
+        rank: of this process.
+        world_size: number of processes.
+        drop_last: leave out a last batch that is not full.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        group_by_aspect: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} not in 0..{world_size - 1}")
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.epoch = 0
+        ratio = aspect_groups(sizes)
+        self._groups = ratio if group_by_aspect else np.zeros_like(ratio)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentations of an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self._batches():
+            yield [(int(index), sample_seed(self.seed, self.epoch, int(index))) for index in batch]
+
+    def _batches(self) -> list[np.ndarray]:
+        """Indices of this rank's batches in this epoch."""
+        if self.shuffle:
+            batches = self._shuffled_batches()
+            return [batch[self.rank :: self.world_size] for batch in batches]
+        order = np.argsort(self._groups, kind="stable")
+        return self._split(order, self.batch_size)[self.rank :: self.world_size]
+
+    def _shuffled_batches(self) -> list[np.ndarray]:
+        """Global batches: full ones of one group each, then what is left over, mixed."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self._groups))
+        if len(order):  # repeat some images, so that every rank has one for each step
+            order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)
+        size = self.batch_size * self.world_size
+        batches: list[np.ndarray] = []
+        leftovers: list[np.ndarray] = []
+        for group in np.unique(self._groups):
+            members = order[self._groups[order] == group]
+            full = len(members) // size * size
+            batches += np.split(members[:full], full // size) if full else []
+            leftovers.append(members[full:])
+        # neighbours in shape stay together in the mixed batches
+        batches += self._split(np.concatenate([np.zeros(0, np.int64), *leftovers]), size)
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+    def _split(self, order: np.ndarray, size: int) -> list[np.ndarray]:
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        if self.drop_last and batches and len(batches[-1]) < size:
+            batches.pop()
+        return batches
+
+
+def aspect_groups(sizes: np.ndarray) -> np.ndarray:
+    """`[N]` int64: width / height in half octaves (square 0, 4:3 and 3:2 1, 16:9 2, 3:4 -1)."""
+    ratio = sizes[:, 1] / np.maximum(sizes[:, 0], 1)
+    return np.round(2 * np.log2(np.maximum(ratio, 1e-6))).astype(np.int64)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of one image's augmentation in one epoch."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
+    """Pad bottom and right with zeros to one size, a multiple of the divisor.
+
+    The buffer is laid out `[B, H, W, 3]` as pictures are, so that the `[B, 3, H, W]` view of it is
+    in channels_last format without a copy.
+    """
+    height = -(-max(sample.image.shape[0] for sample in samples) // divisor) * divisor
+    width = -(-max(sample.image.shape[1] for sample in samples) // divisor) * divisor
+    images = np.zeros((len(samples), height, width, 3), dtype=np.uint8)
+    for image, sample in zip(images, samples, strict=True):
+        image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),  # [B, 3, H, W]
+        sizes=tuple((sample.image.shape[0], sample.image.shape[1]) for sample in samples),
+        original_sizes=tuple(sample.original_size for sample in samples),
+        targets=tuple(to_target(sample) for sample in samples),
+    )
+
+
+def to_target(sample: Sample) -> Target:
+    """The truths of a sample as tensors."""
+    return Target(
+        boxes=torch.from_numpy(sample.boxes.astype(np.float32)),
+        labels=torch.from_numpy(sample.labels.astype(np.int64)),
+        image_id=sample.image_id,
+        crowd=torch.from_numpy(sample.crowd.astype(bool)),
+        area=torch.from_numpy(sample.area.astype(np.float32)),
+    )

@@ -1,0 +1,33 @@
+"""The data set formats that a recipe can name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detkit.data.coco import read_coco
+from detkit.data.dataset import CocoDataset
+from detkit.data.synthetic import write_synthetic
+from detkit.registry import datasets
+from detkit.structures import Size
+
+
+@datasets.register("coco")
+def coco(*, annotations: str | Path, images: str | Path) -> CocoDataset:
+    """COCO JSON and a folder of pictures."""
+    return read_coco(annotations, images)
+
+
+@datasets.register("synthetic")
+def synthetic(
+    *,
+    split: str = "train",
+    num_images: int = 1000,
+    seed: int = 0,
+    image_size: Size = (256, 256),
+    cache: str | Path = "~/.cache/detkit",
+) -> CocoDataset:
+    """The built-in data set: written to the cache folder once, then read like any other."""
+    root = Path(cache).expanduser() / "synthetic"
+    return read_coco(
+        *write_synthetic(root, split=split, num_images=num_images, seed=seed, image_size=image_size)
+    )
