@@ -75,11 +75,10 @@ class AugmentConfig(Section):
 
     horizontal_flip: Fraction = 0.5
     vertical_flip: Fraction = 0.0
-    rotate90: Fraction = 0.0
+    rotate90: bool = False  # turn by a random multiple of 90 degrees
     scale_jitter: tuple[Positive, Positive] | None = None  # factor on the size after resizing
     crop: Fraction = 0.0  # probability of a crop that keeps boxes
     color: Fraction = 0.0  # strength of brightness, contrast, saturation and hue changes
-    min_visible: Fraction = 0.2  # a box of which less remains after a crop is dropped
 
 
 class DataConfig(Section):
@@ -100,7 +99,7 @@ class BackboneConfig(Section):
     weights: str | None = None  # "imagenet" or a path
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     norm: Literal["batch", "frozen_batch", "group"] = "batch"
-    norm_eps: Positive = 1e-5
+    norm_eps: NonNegative = 1e-5
     frozen_stages: NonNegativeInt = 0
     attention: str | None = None
     width: PositiveInt = 64

@@ -1,0 +1,81 @@
+"""The contract of every detector.
+
+B images in a batch, H and W their padded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detkit.structures import Batch, Detections
+
+Losses = dict[str, Tensor]
+
+
+class Detector(nn.Module):
+    """Pixels in, losses or detections out.
+
+    The presence of targets decides which, not `self.training`, which steers batch norm and dropout only:
+    so a validation loss is one call. `forward` dispatches because DDP syncs gradients only through it.
+    A detector implements `features`, `losses` and `detections`.
+
+    Args:
+        mean: of R, G and B in 0..1.
+        std: of R, G and B in 0..1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # Not part of the state: they come from the recipe, like all other settings.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch) -> list[Detections] | Losses:
+        """`predict` without targets, `loss` with them."""
+        return self.predict(batch) if batch.targets is None else self.loss(batch)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Weighted scalars under keys like "rpn/box"; the total is their sum."""
+        return self.losses(self.features(batch), batch)
+
+    def predict(self, batch: Batch) -> list[Detections]:
+        """Detections of each image in pixels of the original image, best first."""
+        return self.detections(self.features(batch), batch)
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """Feature maps, finest first."""
+        raise NotImplementedError
+
+    def losses(self, features: list[Tensor], batch: Batch) -> Losses:
+        """`loss` from feature maps that are there already."""
+        raise NotImplementedError
+
+    def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
+        """`predict` from feature maps that are there already."""
+        raise NotImplementedError
+
+    def normalize(self, batch: Batch) -> Tensor:
+        """Pixels `[B, 3, H, W]` in 0..255 to zero mean and unit variance; the padding becomes 0."""
+        images = batch.images
+        if not images.is_floating_point():
+            images = images.to(self.mean.dtype)
+        images = (images - 255 * self.mean) / (255 * self.std)
+        height, width = images.shape[-2:]
+        for image, (h, w) in zip(images, batch.sizes, strict=True):
+            if h < height:
+                image[:, h:] = 0
+            if w < width:
+                image[:, :, w:] = 0
+        return images
+
+
+def image_limits(size: tuple[int, int], like: Tensor) -> Tensor:
+    """(width, height, width, height) of an image as a tensor to clip boxes with."""
+    height, width = size
+    return like.new_tensor([width, height, width, height])

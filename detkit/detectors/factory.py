@@ -1,0 +1,178 @@
+"""From settings to a detector; the only place below the engine that sees the config."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from detkit.backbones import create_backbone
+from detkit.backbones.weights import load_published, load_state, load_weights_file
+from detkit.config import FPNConfig, ModelConfig, RoIConfig, RPNConfig, build_recipe, load_recipe
+from detkit.detectors.assign import Assigner
+from detkit.detectors.base import Detector
+from detkit.detectors.region_proposal import RegionProposal
+from detkit.detectors.roi import BoxHead, BoxLoss, DetectionLimits, RoIAlign, RoIHead
+from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
+from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
+from detkit.nn.fpn import FPN
+from detkit.registry import suggest
+
+logger = logging.getLogger(__name__)
+
+
+def create_detector(
+    model: ModelConfig | dict[str, Any] | str | Path, *, num_classes: int
+) -> Detector:
+    """Build a detector.
+
+    Args:
+        model: settings; or the same as plain values; or a recipe file, or the name of a published
+            model ("fasterrcnn_resnet50_fpn").
+        num_classes: C, without background.
+
+    Raises:
+        ValueError: settings that do not fit together, an unknown name, weights that do not fit.
+    """
+    config = _model_config(model)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1 (background not counted), got {num_classes}")
+    detector = _region_proposal(config, num_classes)
+    if config.weights is not None:
+        load_detector_weights(detector, config.weights)
+    return detector
+
+
+def load_detector_weights(detector: Detector, weights: str) -> None:
+    """Load "coco" (torchvision's published file) or a file, ours or torchvision's.
+
+    Where the file has another number of classes, the layers that name classes stay as they are, so
+    that a detector can start from one that was trained on other things.
+
+    Raises:
+        ValueError: no such weights, or they do not fit.
+    """
+    if weights == "coco":
+        _, published = PUBLISHED["fasterrcnn_resnet50_fpn"]
+        state = load_published(published.url)
+    else:
+        state = load_weights_file(weights)
+    if is_torchvision(state):
+        state = convert_faster_rcnn(state)
+    own = detector.state_dict()
+    if "roi.head.cls_score.weight" in state:
+        given, wanted = (s["roi.head.cls_score.weight"].shape[0] - 1 for s in (state, own))
+        if given != wanted:
+            logger.warning(
+                "%s was trained on %d classes, not %d: its last layers start anew",
+                weights, given, wanted,
+            )  # fmt: skip
+            for key in own:
+                if key.startswith(("roi.head.cls_score.", "roi.head.bbox_pred.")):
+                    state[key] = own[key]
+    load_state(detector, state, weights)
+
+
+def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, dict):
+        return build_recipe({"name": "model", "model": model}, where="create_detector").model
+    if model in PUBLISHED:
+        return PUBLISHED[str(model)][0]
+    if str(model).endswith((".yaml", ".yml")):
+        return load_recipe(model).model
+    raise ValueError(f"unknown detector {str(model)!r}; {suggest(str(model), PUBLISHED)}; or a recipe")
+
+
+def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
+    backbone = create_backbone(**config.backbone.model_dump())
+    channels = [info.channels for info in backbone.feature_info]
+    neck, levels = _fpn(config.fpn, channels)
+    if len(config.rpn.anchor_sizes) != levels:
+        raise ValueError(
+            f"model.rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} entries for {levels} feature "
+            "maps; give one list of sizes a map, finest first"
+        )
+    width = config.fpn.channels if config.fpn else channels[-1]
+    return RegionProposal(
+        backbone,
+        neck,
+        _rpn(config.rpn, width),
+        _roi(config.roi, width, num_levels=len(channels), num_classes=num_classes),
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+def _fpn(config: FPNConfig | None, channels: list[int]) -> tuple[nn.Module | None, int]:
+    """The neck, and the number of maps that come out of it."""
+    if config is None:
+        if len(set(channels)) != 1:
+            raise ValueError(
+                f"without model.fpn all maps need the same number of channels, got {channels}; "
+                "give model.backbone.out_indices one entry, e.g. [3]"
+            )
+        return None, len(channels)
+    extra_levels = {None: 0, "pool": 1, "p6p7": 2}[config.extra]
+    neck = FPN(channels, config.channels, extra=config.extra, norm=config.norm)
+    return neck, len(channels) + extra_levels
+
+
+def _rpn(config: RPNConfig, channels: int) -> RPN:
+    anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)
+
+    def limits(pre_nms: int, post_nms: int) -> ProposalLimits:
+        return ProposalLimits(
+            pre_nms, post_nms, config.nms_iou, config.min_size, config.score_threshold
+        )
+
+    return RPN(
+        RPNHead(channels, anchors.num_anchors),
+        anchors,
+        assigner=Assigner(
+            positive_iou=config.positive_iou,
+            negative_iou=config.negative_iou,
+            samples=config.samples,
+            positive_fraction=config.positive_fraction,
+            rescue=True,
+        ),
+        train_limits=limits(config.pre_nms_train, config.post_nms_train),
+        test_limits=limits(config.pre_nms_test, config.post_nms_test),
+        smooth_l1_beta=config.smooth_l1_beta,
+    )
+
+
+def _roi(config: RoIConfig, channels: int, *, num_levels: int, num_classes: int) -> RoIHead:
+    return RoIHead(
+        RoIAlign(
+            num_levels,
+            resolution=config.resolution,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
+            canonical_size=config.canonical_size,
+            canonical_level=config.canonical_level,
+        ),
+        BoxHead(
+            channels * config.resolution**2,
+            config.hidden,
+            num_classes,
+            class_agnostic=config.class_agnostic,
+        ),
+        assigner=Assigner(
+            positive_iou=config.positive_iou,
+            negative_iou=config.negative_iou,
+            samples=config.samples,
+            positive_fraction=config.positive_fraction,
+        ),
+        box_weights=config.box_weights,
+        box_loss=BoxLoss(config.box_loss, config.box_loss_weight, config.smooth_l1_beta),
+        limits=DetectionLimits(
+            score_threshold=config.score_threshold,
+            nms_iou=config.nms_iou,
+            max_detections=config.max_detections,
+            min_size=config.min_size,
+        ),
+    )

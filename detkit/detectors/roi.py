@@ -1,0 +1,269 @@
+"""The second stage: look at each proposal and say what it shows and where exactly.
+
+Fast R-CNN (arXiv 1504.08083, section 2) with RoI align (arXiv 1703.06870, section 3) on a pyramid
+(arXiv 1612.03144, section 4.2). R regions of all images together, C classes, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from detkit.detectors.assign import Assigned, Assigner
+from detkit.detectors.base import Losses, image_limits
+from detkit.ops import (
+    box_area,
+    clip_boxes,
+    decode,
+    encode,
+    giou_loss,
+    scale_boxes,
+    select_detections,
+    smooth_l1,
+)
+from detkit.ops.box_coder import Weights
+from detkit.structures import Batch, Detections, Size
+
+
+class RoIAlign(nn.Module):
+    """Cut a fixed-size patch out of the pyramid level that fits each region's size.
+
+    Args:
+        num_levels: how many of the finest feature maps are used.
+        resolution: side of the patch.
+        sampling_ratio: points a bin and direction; 0 adapts to the region's size.
+        aligned: shift by half a pixel, so that a pixel's centre is where it is.
+        canonical_size: a region with sides of this many pixels belongs to `canonical_level`.
+        canonical_level: log2 of that level's stride.
+    """
+
+    def __init__(
+        self,
+        num_levels: int,
+        *,
+        resolution: int,
+        sampling_ratio: int,
+        aligned: bool,
+        canonical_size: float,
+        canonical_level: int,
+    ) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.resolution = resolution
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.canonical_size = canonical_size
+        self.canonical_level = canonical_level
+
+    def forward(self, features: list[Tensor], regions: list[Tensor], padded: Size) -> Tensor:
+        """Patches `[R, D, resolution, resolution]` of the regions `[R_i, 4]` of each image."""
+        features = features[: self.num_levels]
+        # The stride of a level as a power of two, whatever the rounding of its size
+        strides = [2 ** round(math.log2(padded[0] / f.shape[-2])) for f in features]
+        image = torch.cat([r.new_full((len(r), 1), float(i)) for i, r in enumerate(regions)])
+        rois = torch.cat([image, torch.cat(regions)], dim=1)  # [R, 5]
+        level = self.level_of(rois[:, 1:], strides)  # [R]
+        order = level.argsort()
+        counts = torch.bincount(level, minlength=len(features)).tolist()
+        patches = [
+            roi_align(
+                feature,
+                part.to(feature.dtype),
+                self.resolution,
+                spatial_scale=1 / stride,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+            )
+            for feature, part, stride in zip(
+                features, rois[order].split(counts), strides, strict=True
+            )
+        ]
+        return torch.cat(patches)[order.argsort()]
+
+    def level_of(self, boxes: Tensor, strides: Sequence[int]) -> Tensor:
+        """Index `[R]` of the level for each box (equation 1 of arXiv 1612.03144)."""
+        finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
+        scale = box_area(boxes).sqrt() / self.canonical_size
+        # 1e-6 as in torchvision: a region of exactly the canonical size must not fall a level lower
+        level = torch.floor(self.canonical_level + torch.log2(scale) + 1e-6)
+        return (level.clamp(finest, coarsest) - finest).long()
+
+
+class BoxHead(nn.Module):
+    """Two hidden layers, then class logits and box offsets.
+
+    Args:
+        in_features: numbers in a flattened patch.
+        hidden: width of both hidden layers.
+        num_classes: C, without background.
+        class_agnostic: one box for all classes instead of one for each.
+    """
+
+    def __init__(
+        self, in_features: int, hidden: int, num_classes: int, *, class_agnostic: bool
+    ) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(in_features, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.cls_score = nn.Linear(hidden, num_classes + 1)  # background last
+        self.bbox_pred = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[R, C + 1]` and offsets `[R, C, 4]` (`[R, 1, 4]` if class-agnostic)."""
+        hidden = F.relu(self.fc6(patches.flatten(1)))
+        hidden = F.relu(self.fc7(hidden))
+        logits = self.cls_score(hidden).float()
+        offsets = self.bbox_pred(hidden).float()
+        return logits, offsets.unflatten(1, (-1, 4))
+
+
+@dataclass(frozen=True)
+class DetectionLimits:
+    """What is reported.
+
+    Attributes:
+        score_threshold: only scores above it.
+        nms_iou: overlap above which the lower score of a class goes.
+        max_detections: best boxes of an image.
+        min_size: shortest side in pixels.
+    """
+
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
+    min_size: float
+
+
+@dataclass(frozen=True)
+class BoxLoss:
+    """How the distance between a box and its truth is measured.
+
+    Attributes:
+        kind: "smooth_l1" on offsets, or "giou" on boxes.
+        weight: factor.
+        beta: where smooth L1 turns from quadratic to linear.
+    """
+
+    kind: str
+    weight: float
+    beta: float
+
+    def __call__(
+        self, offsets: Tensor, proposals: Tensor, truths: Tensor, weights: Weights
+    ) -> Tensor:
+        """Loss `[R]` of `offsets` `[R, 4]` from `proposals` towards `truths` `[R, 4]`."""
+        if self.kind == "giou":
+            return self.weight * giou_loss(decode(offsets, proposals, weights=weights), truths)
+        wanted = encode(truths, proposals, weights=weights)
+        return self.weight * smooth_l1(offsets, wanted, beta=self.beta).sum(dim=1)
+
+
+class RoIHead(nn.Module):
+    """Pool, classify and refine proposals.
+
+    Args:
+        pool: patches from feature maps and regions.
+        head: logits and offsets from patches.
+        assigner: which proposals learn what.
+        box_weights: of the offsets.
+        box_loss: of the positives.
+        limits: of what is reported.
+    """
+
+    def __init__(
+        self,
+        pool: RoIAlign,
+        head: BoxHead,
+        *,
+        assigner: Assigner,
+        box_weights: Weights,
+        box_loss: BoxLoss,
+        limits: DetectionLimits,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.head = head
+        self.assigner = assigner
+        self.box_weights = box_weights
+        self.box_loss = box_loss
+        self.limits = limits
+
+    def forward(
+        self, features: list[Tensor], proposals: list[Tensor], padded: Size
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[R, C + 1]` and offsets `[R, C or 1, 4]` of the proposals `[R_i, 4]` of each image."""
+        return self.head(self.pool(features, proposals, padded))
+
+    def loss(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> Losses:
+        """Cross entropy over classes and background, and the box loss of the positives."""
+        assert batch.targets is not None
+        # truths are proposals too: in the beginning the first stage finds nothing to learn from
+        candidates = [
+            torch.cat([boxes, target.boxes])
+            for boxes, target in zip(proposals, batch.targets, strict=True)
+        ]
+        drawn = [
+            self.assigner(boxes, target)
+            for boxes, target in zip(candidates, batch.targets, strict=True)
+        ]
+        chosen = [boxes[a.index] for boxes, a in zip(candidates, drawn, strict=True)]
+        padded = (batch.images.shape[-2], batch.images.shape[-1])
+        logits, offsets = self(features, chosen, padded)
+        return self._loss_of(logits, offsets, torch.cat(chosen), drawn)
+
+    def _loss_of(
+        self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
+    ) -> Losses:
+        positive = torch.cat([a.positive for a in drawn])  # [R]
+        valid = torch.cat([a.valid for a in drawn])
+        labels = torch.cat([a.labels for a in drawn])
+        truths = torch.cat([a.boxes for a in drawn])  # [R, 4]
+        background = logits.shape[1] - 1
+        classes = F.cross_entropy(
+            logits, torch.where(positive, labels, background), reduction="none"
+        )
+        column = labels if offsets.shape[1] > 1 else torch.zeros_like(labels)
+        own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
+        # A proposal without a truth is compared to itself: finite, and masked below
+        truths = torch.where(positive[:, None], truths, proposals)
+        boxes = self.box_loss(own, proposals, truths, self.box_weights)
+        count = valid.sum().clamp(min=1)
+        return {
+            "roi/class": (classes * valid).sum() / count,
+            "roi/box": (boxes * positive).sum() / count,
+        }
+
+    def detect(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+        """Detections of each image in pixels of the original image."""
+        padded = (batch.images.shape[-2], batch.images.shape[-1])
+        logits, offsets = self(features, proposals, padded)
+        scores = logits.softmax(dim=1)[:, :-1]  # [R, C], background dropped
+        boxes = decode(offsets, torch.cat(proposals)[:, None], weights=self.box_weights)
+        counts = [len(p) for p in proposals]
+        return [
+            self._report(b, s, size, original)
+            for b, s, size, original in zip(
+                boxes.split(counts),
+                scores.split(counts),
+                batch.sizes,
+                batch.original_sizes,
+                strict=True,
+            )
+        ]
+
+    def _report(self, boxes: Tensor, scores: Tensor, size: Size, original: Size) -> Detections:
+        found, score, label = select_detections(
+            clip_boxes(boxes, image_limits(size, boxes)),
+            scores,
+            score_threshold=self.limits.score_threshold,
+            iou_threshold=self.limits.nms_iou,
+            max_detections=self.limits.max_detections,
+            min_size=self.limits.min_size,
+        )
+        return Detections(scale_boxes(found, size, original), score, label)
