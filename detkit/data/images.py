@@ -6,6 +6,7 @@ H and W are the height and width of the picture as it is shown, after its EXIF o
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -31,21 +32,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ImageReadError: no such file, not a picture, truncated or too large.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ImageReadError(f"cannot read image {path}: {error.strerror or error}") from None
-    if not data.size:
+    if not data:
         raise ImageReadError(f"cannot read image {path}: the file is empty")
+    if is_truncated_jpeg(data):  # a decoder may return it with the missing part grey
+        raise ImageReadError(f"cannot decode image {path}: truncated JPEG (no end-of-image marker)")
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         reason = error.err or str(error).strip().splitlines()[-1]
         raise ImageReadError(f"cannot decode image {path}: {reason}") from None
     if image is None:
         kind = "broken, truncated or not an image"
-        raise ImageReadError(f"cannot decode image {path}: {kind} ({data.size} bytes)")
-    if is_truncated_jpeg(data.tobytes()):  # the decoder fills what is missing with grey
-        raise ImageReadError(f"cannot decode image {path}: truncated JPEG (no end-of-image marker)")
+        raise ImageReadError(f"cannot decode image {path}: {kind} ({len(data)} bytes)")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 

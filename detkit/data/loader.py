@@ -164,9 +164,11 @@ class AspectBatchSampler(Sampler[list[Key]]):
         """Global batches: full ones of one group each, then what is left over, mixed."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self._groups))
-        if len(order):  # repeat some images, so that every rank has one for each step
-            order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)
         size = self.batch_size * self.world_size
+        if self.drop_last:  # random images, not those of the rarest shape
+            order = order[: len(order) // size * size]
+        else:  # repeat some images, so that every rank has one for each step
+            order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)
         batches: list[np.ndarray] = []
         leftovers: list[np.ndarray] = []
         for group in np.unique(self._groups):
@@ -211,16 +213,24 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         images=torch.from_numpy(images).permute(0, 3, 1, 2),  # [B, 3, H, W]
         sizes=tuple((sample.image.shape[0], sample.image.shape[1]) for sample in samples),
         original_sizes=tuple(sample.original_size for sample in samples),
-        targets=tuple(to_target(sample) for sample in samples),
+        targets=to_targets(samples),
     )
 
 
-def to_target(sample: Sample) -> Target:
-    """The truths of a sample as tensors."""
-    return Target(
-        boxes=torch.from_numpy(sample.boxes.astype(np.float32)),
-        labels=torch.from_numpy(sample.labels.astype(np.int64)),
-        image_id=sample.image_id,
-        crowd=torch.from_numpy(sample.crowd.astype(bool)),
-        area=torch.from_numpy(sample.area.astype(np.float32)),
+def to_targets(samples: Sequence[Sample]) -> tuple[Target, ...]:
+    """The truths of a batch as tensors.
+
+    All targets are views of four shared tensors: between processes each storage costs an open
+    file, and four for every image would reach the usual limit of 1024 with a few workers.
+    """
+    lengths = [len(sample) for sample in samples]
+    boxes, labels, crowd, area = (
+        torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples])).split(
+            lengths
+        )
+        for name in ("boxes", "labels", "crowd", "area")
+    )
+    return tuple(
+        Target(boxes[i], labels[i], sample.image_id, crowd[i], area[i])
+        for i, sample in enumerate(samples)
     )

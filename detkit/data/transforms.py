@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ import albumentations as A
 from albumentations.core.type_definitions import Targets
 
 Transform = Callable[[Sample, int], Sample]
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
 def resized_shape(height: int, width: int, *, shortest: int | None, longest: int | None) -> Size:
@@ -89,7 +91,8 @@ class TrainTransform:
         rotate90: probability of a turn by a random multiple of 90 degrees (for pictures without an
             up, like cells).
         scale_jitter: range of a factor on `shortest` and `longest`, or None.
-        crop: probability of cropping to a random window that keeps every box whole.
+        crop: probability of cropping to a random window of at least half of each side. It holds at
+            least one box, and whole every box whose centre it holds.
         color: strength of brightness, contrast, saturation and hue changes, 0 (none) to 1.
         min_visible: a box of which less than this part remains is dropped.
 
@@ -131,7 +134,7 @@ class TrainTransform:
         jitter = self.scale_jitter or (1.0, 1.0)
         resize = _Resize(shortest=self.shortest, longest=self.longest, scale_jitter=jitter)
         steps = [
-            (self.crop, A.BBoxSafeRandomCrop(p=self.crop)),
+            (self.crop, _Crop(p=self.crop)),
             (1, resize),
             (self.horizontal_flip, A.HorizontalFlip(p=self.horizontal_flip)),
             (self.vertical_flip, A.VerticalFlip(p=self.vertical_flip)),
@@ -143,7 +146,8 @@ class TrainTransform:
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Augment and resize; the same sample and seed give the same result."""
-        self._pipeline.set_random_seed(seed)
+        # not set_random_seed: it gives every step the same draws, so that two flips always agree
+        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         positions = np.arange(len(sample), dtype=np.float32)[:, None]
         rows = np.concatenate([sample.boxes, positions], axis=1)  # [M, 5]
         result = self._pipeline(image=sample.image, bboxes=rows)
@@ -161,6 +165,48 @@ class TrainTransform:
             area=sample.area[index] * _box_area(boxes) / _box_area(sample.boxes[index]),
             dropped=sample.dropped + len(sample) - len(boxes),
         )
+
+
+class _Crop(A.DualTransform):
+    """A random window, grown until every box whose centre it holds is whole."""
+
+    _targets = (Targets.IMAGE, Targets.BBOXES)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw a window; boxes are fractions of the picture here."""
+        rng = self.random_generator
+        boxes = np.asarray(data["bboxes"], dtype=np.float64)[:, :4]
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        sides = rng.uniform(0.5, 1.0, 2)
+        low, high = np.zeros(2), 1 - sides
+        if len(boxes):  # a window that holds the centre of a random box
+            center = centers[rng.integers(len(boxes))]
+            low, high = np.maximum(low, center - sides), np.minimum(high, center)
+        start = rng.uniform(low, np.maximum(low, high))
+        end = start + sides
+        inside = ((centers >= start) & (centers <= end)).all(axis=1)
+        start = np.minimum(start, boxes[inside, :2].min(axis=0, initial=1.0))
+        end = np.maximum(end, boxes[inside, 2:].max(axis=0, initial=0.0))
+        size = np.array(params["shape"][1::-1])
+        x1, y1 = np.floor(start * size + 1e-3).astype(int)  # whole pixels despite rounding
+        x2, y2 = np.ceil(end * size - 1e-3).astype(int)
+        return {"window": (max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1]))}
+
+    def apply(self, img: np.ndarray, window: Window, **params: Any) -> np.ndarray:
+        """Cut the window out."""
+        x1, y1, x2, y2 = window
+        return img[y1:y2, x1:x2]
+
+    def apply_to_bboxes(self, bboxes: np.ndarray, window: Window, **params: Any) -> np.ndarray:
+        """From fractions of the picture to fractions of the window."""
+        height, width = params["shape"][:2]
+        x1, y1, x2, y2 = window
+        moved = bboxes.copy()
+        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * width - x1) / (x2 - x1)
+        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * height - y1) / (y2 - y1)
+        return moved
 
 
 class _Resize(A.DualTransform):
