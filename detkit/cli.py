@@ -50,7 +50,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return "; ".join(line for line in lines if line) or type(error).__name__
+    joined = "; ".join(line for line in lines if line)
+    return joined.replace(":; ", ": ") or type(error).__name__
 
 
 def _leave(message: str, code: int) -> NoReturn:
