@@ -6,8 +6,11 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 RUN := runs/quickstart
+CACHE := $(or $(DETKIT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/detkit)
+HELD_OUT = $(firstword $(wildcard $(CACHE)/digits-*-test-*/images))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint install clean
@@ -15,7 +18,7 @@ RUN := runs/quickstart
 
 # An environment belongs to the folder that it was made in: in a moved or copied checkout its
 # `detkit` would still be the old one. The stamp holds the folder, so that this is noticed.
-ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+ifneq "$(shell cat $(INSTALLED) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(INSTALLED)
 endif
 
@@ -49,16 +52,20 @@ lint: $(INSTALLED)
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# pip puts opencv-python-headless (albumentations asks for it) and opencv-python into one folder,
-# cv2. The last one installed wins; it should be the one that can open a window, unless the
-# machine lacks the libraries that this one needs.
+# opencv-python and opencv-python-headless (albumentations asks for it) share the folder cv2, and
+# the one installed last wins. pip's order leaves the one that can open a window; where the
+# system's libraries for windows are missing that one cannot be imported at all.
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
-	    { echo "error: detkit needs Python 3.10 or newer; choose one: make PYTHON=python3.12"; exit 1; }
-	@echo "Making $(VENV) and installing detkit with its tools: some minutes, torch is large ..."
-	@$(PYTHON) -m venv $(VENV) > /dev/null || { rm -rf $(VENV); \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { \
+	    echo "error: '$(PYTHON)' is no Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -c "" 2> /dev/null || rm -rf $(VENV)
+	@echo "== making $(VENV): some minutes (torch alone is a download of gigabytes on Linux)"
+	@$(PYTHON) -m venv $(VENV) > /dev/null 2>&1 || { rm -rf $(VENV); \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
+	@$(PIP) install -e ".[test]"
+	@$(BIN)/python -c "import cv2" 2> /dev/null || { \
+	    echo "== libGL or glib is missing here: OpenCV without windows takes the place of the other"; \
+	    $(PIP) install --force-reinstall --no-deps opencv-python-headless; }
 	@echo "$(CURDIR)" > $@
 
 # best.pt appears after the first epoch, so it does not tell a finished training: the stamps do.
@@ -74,5 +81,5 @@ $(RUN)/.tested: $(RUN)/.trained
 
 $(RUN)/.shown: $(RUN)/.tested
 	@echo "== drawing detections"
-	@$(BIN)/python demo/demo.py $(RUN)/best.pt $(RUN)/images --sheet $(RUN)/sheet.jpg
+	@$(BIN)/python demo/demo.py $(RUN)/best.pt $(HELD_OUT) --sheet $(RUN)/sheet.jpg
 	@touch $@
