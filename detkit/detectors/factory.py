@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from detkit.backbones import create_backbone
-from detkit.backbones.weights import load_published, load_state, load_weights_file
+from detkit.backbones.weights import load_into, read_weights
 from detkit.config import FPNConfig, ModelConfig, RoIConfig, RPNConfig, build_recipe, load_recipe
 from detkit.detectors.assign import Assigner
 from detkit.detectors.base import Detector
@@ -54,11 +54,7 @@ def load_detector_weights(detector: Detector, weights: str) -> None:
     Raises:
         ValueError: no such weights, or they do not fit.
     """
-    if weights == "coco":
-        _, published = PUBLISHED["fasterrcnn_resnet50_fpn"]
-        state = load_published(published.url)
-    else:
-        state = load_weights_file(weights)
+    state = read_weights("fasterrcnn_resnet50_fpn", weights)
     if is_torchvision(state):
         state = convert_faster_rcnn(state)
     own = detector.state_dict()
@@ -72,7 +68,7 @@ def load_detector_weights(detector: Detector, weights: str) -> None:
             for key in own:
                 if key.startswith(("roi.head.cls_score.", "roi.head.bbox_pred.")):
                     state[key] = own[key]
-    load_state(detector, state, weights)
+    load_into(detector, state, source=weights)
 
 
 def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConfig:
@@ -81,7 +77,7 @@ def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConf
     if isinstance(model, dict):
         return build_recipe({"name": "model", "model": model}, where="create_detector").model
     if model in PUBLISHED:
-        return PUBLISHED[str(model)][0]
+        return PUBLISHED[str(model)]
     if str(model).endswith((".yaml", ".yml")):
         return load_recipe(model).model
     raise ValueError(f"unknown detector {str(model)!r}; {suggest(str(model), PUBLISHED)}; or a recipe")

@@ -10,7 +10,6 @@ import re
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detkit.config import BackboneConfig, ModelConfig
 
@@ -23,11 +22,10 @@ FASTER_RCNN_KEYS = (
     (r"^roi_heads\.box_(head|predictor)\.", "roi.head."),
 )
 
-# As torchvision builds it when it loads the published file: frozen batch norm, and with an eps of 0
+# As torchvision builds it to load its published file: frozen batch norm with an eps of 0
 PUBLISHED = {
-    "fasterrcnn_resnet50_fpn": (
-        ModelConfig(backbone=BackboneConfig(norm="frozen_batch", norm_eps=0.0, frozen_stages=2)),
-        FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "fasterrcnn_resnet50_fpn": ModelConfig(
+        backbone=BackboneConfig(norm="frozen_batch", norm_eps=0.0, frozen_stages=2)
     ),
 }
 

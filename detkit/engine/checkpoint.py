@@ -1,0 +1,110 @@
+"""What is kept of a run: files that hold everything needed to go on, or to use the detector.
+
+A checkpoint is a dict of plain values and tensors, so that it loads with `weights_only=True`:
+"recipe", "class_names", "category_ids", "model" (the weights to use: the average, where one is
+kept), "epoch", "metrics"; and in `last.pt` also "training", from which training continues.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.config import ConfigError, Recipe, build_recipe
+from detkit.detectors import Detector, create_detector
+from detkit.files import open_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    Attributes:
+        recipe: of the run.
+        class_names: of labels `0..C-1`.
+        category_ids: of labels `0..C-1` in the data set.
+        weights: state_dict of the detector.
+        epoch: how many epochs were complete.
+        metrics: of the last validation.
+        training: what `last.pt` holds beside, or None.
+    """
+
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    weights: dict[str, Tensor]
+    epoch: int
+    metrics: dict[str, Any]
+    training: dict[str, Any] | None
+
+    def detector(self) -> Detector:
+        """The detector with these weights, ready to predict."""
+        # Its own weights follow; those that it once started from may be gone
+        config = self.recipe.model.model_copy(update={"weights": None})
+        backbone = config.backbone.model_copy(update={"weights": None})
+        config = config.model_copy(update={"backbone": backbone})
+        detector = create_detector(config, num_classes=len(self.class_names))
+        detector.load_state_dict(self.weights)
+        return detector.eval()
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the old file stays until the new one is complete."""
+    content = {
+        "format": FORMAT,
+        "recipe": checkpoint.recipe.model_dump(mode="json"),
+        "class_names": list(checkpoint.class_names),
+        "category_ids": list(checkpoint.category_ids),
+        "model": checkpoint.weights,
+        "epoch": checkpoint.epoch,
+        "metrics": checkpoint.metrics,
+    }
+    if checkpoint.training is not None:
+        content["training"] = checkpoint.training
+    with open_atomically(path) as handle:
+        torch.save(content, handle)
+
+
+def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Checkpoint:
+    """Read a checkpoint, with `key.path=value` changes to its recipe.
+
+    Raises:
+        ValueError: no such file, not a checkpoint, or a broken one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        hint = f"; there is {', '.join(near)}" if near else ""
+        raise ValueError(f"no checkpoint at {path}{hint}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint ({reason[:120]})") from None
+    if not isinstance(content, dict) or not {"format", "recipe", "model"} <= content.keys():
+        raise ValueError(f"{path} is not a detkit checkpoint; train one with tools/train.py")
+    if content["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}; "
+            "use the version of detkit that wrote it"
+        )
+    try:
+        recipe = build_recipe(content["recipe"], overrides or (), where=str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error)) from None
+    return Checkpoint(
+        recipe=recipe,
+        class_names=tuple(content["class_names"]),
+        category_ids=tuple(content["category_ids"]),
+        weights=content["model"],
+        epoch=content["epoch"],
+        metrics=content["metrics"],
+        training=content.get("training"),
+    )

@@ -1,0 +1,92 @@
+"""Data sets and loaders from the config."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch.utils.data import DataLoader
+
+from detkit.config import CocoSource, Recipe, SyntheticSource
+from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader
+from detkit.engine import distributed
+from detkit.engine.device import spare_cores
+from detkit.registry import datasets
+from detkit.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+
+def build_dataset(source: CocoSource | SyntheticSource, *, role: str) -> CocoDataset:
+    """Read a data set; `role` ("train", "val", "test") names it in the log."""
+    settings = source.model_dump(exclude={"format"})
+    dataset: CocoDataset = datasets[source.format](**settings)
+    if distributed.is_main():
+        logger.info("%s: %s", role, dataset.report)
+    if len(dataset) == 0:
+        raise ValueError(f"data.{role} has no images; check {settings}")
+    return dataset
+
+
+def check_same_classes(dataset: CocoDataset, class_names: tuple[str, ...], role: str) -> None:
+    """Raise unless a data set has the classes that the detector was built for.
+
+    Raises:
+        ValueError: other classes, or another order.
+    """
+    if tuple(dataset.class_names) != tuple(class_names):
+        raise ValueError(
+            f"data.{role} has the classes {_short(tuple(dataset.class_names))}, the detector knows "
+            f"{_short(tuple(class_names))}; use annotations with the same categories"
+        )
+
+
+def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> DataLoader[Batch]:
+    """Shuffled, augmented batches of this process."""
+    resize, augment = recipe.data.resize, recipe.data.augment
+    world = distributed.world_size()
+    if recipe.train.batch_size % world:
+        raise ValueError(
+            f"train.batch_size {recipe.train.batch_size} is over all processes and does not divide "
+            f"into {world}; use a multiple of {world}"
+        )
+    return create_loader(
+        dataset,
+        TrainTransform(**resize.model_dump(), **augment.model_dump()),
+        batch_size=recipe.train.batch_size // world,
+        seed=recipe.seed,
+        shuffle=True,
+        workers=_workers(recipe),
+        divisor=recipe.model.size_divisor,
+        rank=distributed.rank(),
+        world_size=world,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> DataLoader[Batch]:
+    """Every image once over all processes, resized only."""
+    return create_loader(
+        dataset,
+        EvalTransform(**recipe.data.resize.model_dump()),
+        batch_size=recipe.test.batch_size,
+        seed=recipe.seed,
+        shuffle=False,
+        workers=_workers(recipe),
+        divisor=recipe.model.size_divisor,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=pin_memory,
+    )
+
+
+def _workers(recipe: Recipe) -> int:
+    if recipe.data.workers is not None:
+        return recipe.data.workers
+    # Loading is quick beside a training step on the CPU, and there processes compete for cores
+    limit = 8 if torch.cuda.is_available() else 1
+    return min(spare_cores() // distributed.world_size(), limit)
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

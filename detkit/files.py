@@ -1,0 +1,44 @@
+"""Files that are either whole or not there: written aside, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that takes the place of `path` once it is complete and on disk.
+
+    If the block fails or the process dies, `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file, see `open_atomically`; text becomes UTF-8."""
+    with open_atomically(path) as handle:
+        handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it; mkstemp made the file private
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

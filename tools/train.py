@@ -1,0 +1,46 @@
+"""Train a detector from a recipe: python tools/train.py configs/quickstart.yaml [key.path=value ...]."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from detkit import cli
+from detkit.config import ConfigError, load_recipe
+from detkit.engine.device import pick_device
+from detkit.engine.distributed import process_group
+from detkit.engine.train import train
+
+
+def main(arguments: list[str]) -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description="Train a detector from a recipe.")
+    parser.add_argument("recipe", nargs="?", help="YAML file; with --resume that of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. seed=1")
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    if options.resume and options.recipe and "=" in options.recipe:
+        options.overrides, options.recipe = [options.recipe, *options.overrides], None
+    if options.recipe is None and not options.resume:
+        raise ConfigError("no recipe given; name one, e.g. configs/quickstart.yaml")
+    recipe = load_recipe(options.recipe or Path(options.resume, "recipe.yaml"), options.overrides)
+    folder = Path(options.resume) if options.resume else Path(options.out, recipe.name)
+    if (folder / "last.pt").exists() and not options.resume and not options.overwrite:
+        raise ConfigError(
+            f"{folder} holds a run already; go on with --resume {folder}, start a new one with "
+            "name=other_name, or replace it with --overwrite"
+        )
+    device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
+    with process_group(device):
+        train(recipe, folder=folder, device=device, resume=bool(options.resume))
+
+
+if __name__ == "__main__":
+    cli.run(main)
