@@ -72,14 +72,15 @@ class RoIAlign(nn.Module):
         order = level.argsort()
         counts = torch.bincount(level, minlength=len(features)).tolist()
         patches = [
+            # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
             roi_align(
-                feature,
-                part.to(feature.dtype),
+                feature.to(part.dtype),
+                part,
                 self.resolution,
                 spatial_scale=1 / stride,
                 sampling_ratio=self.sampling_ratio,
                 aligned=self.aligned,
-            )
+            ).to(feature.dtype)
             for feature, part, stride in zip(
                 features, rois[order].split(counts), strides, strict=True
             )
