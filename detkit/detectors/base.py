@@ -46,6 +46,8 @@ class Detector(nn.Module):
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image in pixels of the original image, best first."""
+        if len(batch) == 0:
+            return []
         return self.detections(self.features(batch), batch)
 
     def features(self, batch: Batch) -> list[Tensor]:
@@ -79,3 +81,8 @@ def image_limits(size: tuple[int, int], like: Tensor) -> Tensor:
     """(width, height, width, height) of an image as a tensor to clip boxes with."""
     height, width = size
     return like.new_tensor([width, height, width, height])
+
+
+def at_least_float32(output: Tensor) -> Tensor:
+    """Half precision, which is for layers and too coarse for boxes and losses, as float32."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))

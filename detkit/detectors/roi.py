@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from detkit.detectors.assign import Assigned, Assigner
-from detkit.detectors.base import Losses, image_limits
+from detkit.detectors.base import Losses, at_least_float32, image_limits
 from detkit.ops import (
     box_area,
     clip_boxes,
@@ -119,8 +119,8 @@ class BoxHead(nn.Module):
         """Logits `[R, C + 1]` and offsets `[R, C, 4]` (`[R, 1, 4]` if class-agnostic)."""
         hidden = F.relu(self.fc6(patches.flatten(1)))
         hidden = F.relu(self.fc7(hidden))
-        logits = self.cls_score(hidden).float()
-        offsets = self.bbox_pred(hidden).float()
+        logits = at_least_float32(self.cls_score(hidden))
+        offsets = at_least_float32(self.bbox_pred(hidden))
         return logits, offsets.unflatten(1, (-1, 4))
 
 
@@ -231,8 +231,10 @@ class RoIHead(nn.Module):
         )
         column = labels if offsets.shape[1] > 1 else torch.zeros_like(labels)
         own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
-        # A proposal without a truth is compared to itself: finite, and masked below
-        truths = torch.where(positive[:, None], truths, proposals)
+        # Where there is no truth a unit box is compared to itself: finite whatever the proposal's
+        # size, and masked below
+        unit = proposals.new_tensor([0.0, 0.0, 1.0, 1.0])
+        proposals, truths = (torch.where(positive[:, None], b, unit) for b in (proposals, truths))
         boxes = self.box_loss(own, proposals, truths, self.box_weights)
         count = valid.sum().clamp(min=1)
         return {

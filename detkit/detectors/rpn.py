@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.detectors.assign import Assigner
-from detkit.detectors.base import Losses, image_limits
+from detkit.detectors.base import Losses, at_least_float32, image_limits
 from detkit.ops import (
     batched_nms,
     cell_anchors,
@@ -51,9 +51,9 @@ class RPNHead(nn.Module):
             hidden = F.relu(self.conv(feature))
             logit = self.cls_logits(hidden)  # [B, A, H, W]
             offset = self.bbox_pred(hidden)  # [B, A*4, H, W]
-            logits.append(logit.permute(0, 2, 3, 1).flatten(1).float())
+            logits.append(at_least_float32(logit.permute(0, 2, 3, 1).flatten(1)))
             offset = offset.permute(0, 2, 3, 1).flatten(1)  # [B, H*W*A*4]
-            offsets.append(offset.unflatten(1, (-1, 4)).float())
+            offsets.append(at_least_float32(offset.unflatten(1, (-1, 4))))
         return logits, offsets
 
 
