@@ -18,9 +18,9 @@ Losses = dict[str, Tensor]
 class Detector(nn.Module):
     """Pixels in, losses or detections out.
 
-    The presence of targets decides which, not `self.training`, which steers batch norm and dropout only:
-    so a validation loss is one call. `forward` dispatches because DDP syncs gradients only through it.
-    A detector implements `features`, `losses` and `detections`.
+    The presence of targets decides which, not `self.training`, which steers batch norm and dropout
+    only: so a validation loss is one call. `forward` dispatches because DDP syncs gradients only
+    through it. A detector implements `features`, `losses` and `detections`.
 
     Args:
         mean: of R, G and B in 0..1.

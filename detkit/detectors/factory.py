@@ -38,7 +38,9 @@ def create_detector(
     """
     config = _model_config(model)
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1 (background not counted), got {num_classes}")
+        raise ValueError(
+            f"num_classes must be at least 1 (background not counted), got {num_classes}"
+        )
     detector = _region_proposal(config, num_classes)
     if config.weights is not None:
         load_detector_weights(detector, config.weights)
@@ -80,7 +82,9 @@ def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConf
         return PUBLISHED[str(model)]
     if str(model).endswith((".yaml", ".yml")):
         return load_recipe(model).model
-    raise ValueError(f"unknown detector {str(model)!r}; {suggest(str(model), PUBLISHED)}; or a recipe")
+    raise ValueError(
+        f"unknown detector {str(model)!r}; {suggest(str(model), PUBLISHED)}; or a recipe"
+    )
 
 
 def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
@@ -89,8 +93,8 @@ def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
     neck, levels = _fpn(config.fpn, channels)
     if len(config.rpn.anchor_sizes) != levels:
         raise ValueError(
-            f"model.rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} entries for {levels} feature "
-            "maps; give one list of sizes a map, finest first"
+            f"model.rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} entries for {levels} "
+            "feature maps; give one list of sizes a map, finest first"
         )
     width = config.fpn.channels if config.fpn else channels[-1]
     return RegionProposal(

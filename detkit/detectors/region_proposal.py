@@ -1,4 +1,7 @@
-"""Detectors in two stages: propose regions, then judge each (R-CNN to Faster R-CNN, arXiv 1506.01497)."""
+"""Detectors in two stages: propose regions, then judge each.
+
+From R-CNN (arXiv 1311.2524) to Faster R-CNN (arXiv 1506.01497).
+"""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class RoIHead(nn.Module):
     def forward(
         self, features: list[Tensor], proposals: list[Tensor], padded: Size
     ) -> tuple[Tensor, Tensor]:
-        """Logits `[R, C + 1]` and offsets `[R, C or 1, 4]` of the proposals `[R_i, 4]` of each image."""
+        """Logits `[R, C + 1]`, offsets `[R, C or 1, 4]` of proposals `[R_i, 4]` of each image."""
         return self.head(self.pool(features, proposals, padded))
 
     def loss(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> Losses:
@@ -242,7 +242,9 @@ class RoIHead(nn.Module):
             "roi/box": (boxes * positive).sum() / count,
         }
 
-    def detect(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+    def detect(
+        self, features: list[Tensor], proposals: list[Tensor], batch: Batch
+    ) -> list[Detections]:
         """Detections of each image in pixels of the original image."""
         padded = (batch.images.shape[-2], batch.images.shape[-1])
         logits, offsets = self(features, proposals, padded)

@@ -1,4 +1,6 @@
-"""Region proposal network (Faster R-CNN, arXiv 1506.01497, section 3.1; on a pyramid, 1612.03144, 4.1).
+"""Region proposal network (Faster R-CNN, arXiv 1506.01497, section 3.1).
+
+On a pyramid as in FPN, arXiv 1612.03144, section 4.1.
 
 B images, L levels, A anchors a cell, N anchors in all, P proposals kept.
 """
@@ -45,7 +47,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each level logits `[B, H*W*A]` and offsets `[B, H*W*A, 4]`, in the order of anchors."""
+        """For each level logits `[B, H*W*A]`, offsets `[B, H*W*A, 4]`, in the order of anchors."""
         logits, offsets = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
@@ -80,7 +82,7 @@ class AnchorGrid(nn.Module):
         anchors = []
         for level, feature in enumerate(features):
             height, width = feature.shape[-2:]
-            # What the grid really spans, as in torchvision: at 800 px the sixth level has a stride of 61
+            # What the grid really spans, as in torchvision: at 800 px P6 has a stride of 61, not 64
             stride = (padded[0] // height, padded[1] // width)
             anchors.append(grid_anchors(self.get_buffer(f"cell{level}"), (height, width), stride))
         return anchors
@@ -148,8 +150,8 @@ class RPN(nn.Module):
         """Judge every anchor of images padded to (height, width)."""
         if len(features) != self.anchors.num_levels:
             raise ValueError(
-                f"{self.anchors.num_levels} levels of anchor sizes for {len(features)} feature maps; "
-                "give rpn.anchor_sizes one entry a map"
+                f"{self.anchors.num_levels} levels of anchor sizes for {len(features)} feature "
+                "maps; give rpn.anchor_sizes one entry a map"
             )
         logits, offsets = self.head(features)
         return RPNOutput(self.anchors(features, padded), logits, offsets)
@@ -180,7 +182,9 @@ class RPN(nn.Module):
         }
 
     @torch.no_grad()
-    def propose(self, output: RPNOutput, sizes: Sequence[Size], limits: ProposalLimits) -> list[Tensor]:
+    def propose(
+        self, output: RPNOutput, sizes: Sequence[Size], limits: ProposalLimits
+    ) -> list[Tensor]:
         """The best boxes `[P, 4]` of each image, clipped to it, best first."""
         boxes, scores, levels = [], [], []
         for level, (anchors, logits, offsets) in enumerate(

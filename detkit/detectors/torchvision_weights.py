@@ -1,7 +1,7 @@
 """Load torchvision's detectors: whose weights are whose, and where the published files are.
 
-Two things differ besides names. torchvision's background is class 0, ours is the last; and torchvision
-predicts a box for the background, which nothing ever reads.
+Two things differ besides names. Torchvision's background is class 0, ours is the last; and
+torchvision predicts a box for the background, which nothing ever reads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PUBLISHED = {
 
 
 def convert_faster_rcnn(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's Faster R-CNN state as RegionProposal's.
+    """Torchvision's Faster R-CNN state as RegionProposal's.
 
     Args:
         state: of `fasterrcnn_resnet50_fpn` or of a `FasterRCNN` with another ResNet; C + 1 classes.

@@ -23,6 +23,7 @@ __all__ = [
     "masked_mean",
     "match",
     "nms",
+    "pairwise_intersection",
     "sample_balanced",
     "scale_boxes",
     "select_detections",

@@ -16,8 +16,8 @@ def cell_anchors(
 ) -> Tensor:
     """Anchors `[A, 4]` centred on the origin, all sizes for the first ratio, then the next.
 
-    An anchor of size s and ratio r (height / width) has the area s * s. `rounded` gives whole pixels,
-    as torchvision has them.
+    An anchor of size s and ratio r (height / width) has the area s * s. `rounded` gives whole
+    pixels, as torchvision has them.
     """
     scales = torch.tensor(sizes, dtype=torch.float32)
     heights = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()

@@ -36,6 +36,6 @@ def clip_boxes(boxes: Tensor, limits: Tensor) -> Tensor:
 def scale_boxes(
     boxes: Tensor, source: tuple[int, int] | Sequence[int], destination: tuple[int, int]
 ) -> Tensor:
-    """Map boxes `[N, 4]` from an image of size `source` to one of `destination`, (height, width)."""
+    """Map boxes `[N, 4]` from an image of size `source` to `destination`, both (height, width)."""
     ratio_y, ratio_x = destination[0] / source[0], destination[1] / source[1]
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])

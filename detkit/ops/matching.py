@@ -41,6 +41,7 @@ def match(
         positive_iou: at least this overlap is an object.
         negative_iou: less than this overlap is background; between the two is ignored.
         rescue: also take the best anchors of every truth, however low their overlap.
+        crowd_overlap: see `crowd`.
     """
     if len(truths) == 0:
         nothing = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)

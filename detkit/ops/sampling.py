@@ -1,4 +1,4 @@
-"""Draw a balanced minibatch of anchors or proposals (Faster R-CNN, arXiv 1506.01497, section 3.1.3).
+"""Draw a balanced minibatch of candidates (Faster R-CNN, arXiv 1506.01497, section 3.1.3).
 
 N candidates, S drawn. The result has a fixed size, so that nothing waits for the GPU.
 """
