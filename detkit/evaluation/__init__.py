@@ -1,0 +1,6 @@
+"""How good detections are: the COCO metric."""
+
+from detkit.evaluation.coco import CocoEvaluator, evaluate_files
+from detkit.evaluation.result import ClassResult, CocoResult
+
+__all__ = ["ClassResult", "CocoEvaluator", "CocoResult", "evaluate_files"]

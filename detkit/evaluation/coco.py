@@ -1,0 +1,293 @@
+"""The COCO metric for boxes, equal to pycocotools 2.0.11 to the last bit.
+
+Reference: Lin et al., "Microsoft COCO: Common Objects in Context", and
+https://cocodataset.org/#detection-eval. `coco_json` reads files into flat arrays, `matching` gives
+detections their truths, `accumulation` draws the curves, `result` averages them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from detkit.evaluation.accumulation import evaluate_arrays
+from detkit.evaluation.coco_json import read_detections, read_truths
+from detkit.evaluation.inputs import (
+    CocoSettings,
+    CocoTruths,
+    FlatDetections,
+    FlatTruths,
+    Floats,
+    Ints,
+    index_of,
+)
+from detkit.evaluation.result import CocoResult
+
+State = dict[str, np.ndarray]
+
+
+def evaluate_files(
+    gt_json: str | Path,
+    dt_json: str | Path,
+    *,
+    iou_thresholds: Sequence[float] | Floats | None = None,
+    area_ranges: Mapping[str, tuple[float, float]] | None = None,
+    max_dets: Sequence[int] = (1, 10, 100),
+    strict: bool = False,
+) -> CocoResult:
+    """Evaluate a COCO results file against a COCO ground-truth file.
+
+    Differences from pycocotools, all where it fails: no detections give 0 instead of an exception,
+    `area` defaults to w * h and `iscrowd` to 0, and NaN or infinite numbers are an error. An
+    annotation with id 0 counts like any other; pycocotools takes every match with it for a miss.
+
+    Args:
+        gt_json: ground truth.
+        dt_json: detections: a list of image_id, category_id, bbox (xywh) and score.
+        iou_thresholds: default 0.50, 0.55 .. 0.95.
+        area_ranges: name to least and largest area in square pixels, both inclusive; default
+            COCO's all, small, medium, large.
+        max_dets: limits on the detections of one category in one image.
+        strict: reproduce pycocotools also for annotation id 0 and for repeated annotation ids (it
+            counts the last annotation of that id each time).
+
+    Raises:
+        ValueError: malformed JSON, a missing or wrong field, an image that the ground truth does
+            not have (the message names file, index and field), or a wrong setting.
+        OSError: a file cannot be read.
+    """
+    settings = CocoSettings.of(iou_thresholds, area_ranges, max_dets)
+    truths = read_truths(gt_json, strict=strict)
+    return _evaluate(truths, read_detections(dt_json, truths), settings)
+
+
+def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSettings) -> CocoResult:
+    arrays = evaluate_arrays(
+        truths.truths,
+        detections,
+        num_categories=len(truths.category_ids),
+        settings=settings,
+    )
+    return CocoResult(
+        precision=arrays.precision,
+        recall=arrays.recall,
+        scores=arrays.scores,
+        num_truths=arrays.num_truths,
+        category_ids=tuple(truths.category_ids.tolist()),
+        class_names=truths.class_names,
+        settings=settings,
+    )
+
+
+class CocoEvaluator:
+    """Collects the detections of a validation run, image by image, and evaluates them.
+
+    Images that never come count as images without detections. Of an image that comes twice, as
+    when a sampler pads its shards, the first result counts. In distributed training:
+
+        states = [None] * world_size
+        torch.distributed.all_gather_object(states, evaluator.state())
+        evaluator.reset()              # then all processes merge the same, in the same order
+        evaluator.merge(states)
+        result = evaluator.compute()
+
+    Args:
+        truths: ground truth.
+        settings: thresholds, area ranges and limits; default COCO's.
+    """
+
+    def __init__(self, truths: CocoTruths, settings: CocoSettings | None = None) -> None:
+        self.truths = truths
+        self.settings = settings or CocoSettings()
+        self._place = {image_id: i for i, image_id in enumerate(truths.image_ids.tolist())}
+        self._images: dict[int, State] = {}  # by image id, in the order of arrival
+
+    @classmethod
+    def from_coco(
+        cls,
+        source: Mapping[str, Any] | str | Path,
+        *,
+        iou_thresholds: Sequence[float] | Floats | None = None,
+        area_ranges: Mapping[str, tuple[float, float]] | None = None,
+        max_dets: Sequence[int] = (1, 10, 100),
+        strict: bool = False,
+    ) -> CocoEvaluator:
+        """Take the ground truth from a COCO file or the dict read from one.
+
+        Arguments and errors are those of `evaluate_files`.
+        """
+        settings = CocoSettings.of(iou_thresholds, area_ranges, max_dets)
+        return cls(read_truths(source, strict=strict), settings)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        image_ids: ArrayLike,
+        category_ids: ArrayLike,
+        gt_image_index: ArrayLike,
+        gt_category_index: ArrayLike,
+        gt_boxes: ArrayLike,
+        gt_area: ArrayLike | None = None,
+        gt_crowd: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> CocoEvaluator:
+        """Take the ground truth from flat arrays: I images, K categories, M truths.
+
+        Args:
+            image_ids: `[I]`, any order, each once.
+            category_ids: `[K]`, any order, each once.
+            gt_image_index: `[M]` index into `image_ids`.
+            gt_category_index: `[M]` index into `category_ids`.
+            gt_boxes: `[M, 4]` xywh in pixels.
+            gt_area: `[M]` in square pixels; default w * h.
+            gt_crowd: `[M]` bool; default none.
+            class_names: in the order of `category_ids`; default the ids.
+
+        Raises:
+            ValueError: ids that repeat, columns of different length, an index out of range, NaN.
+        """
+        images, image_place = _sort_ids(image_ids, "image_ids")
+        categories, category_place = _sort_ids(category_ids, "category_ids")
+        names = class_names or [str(category) for category in np.asarray(category_ids).tolist()]
+        if len(names) != len(categories):
+            raise ValueError(f"{len(categories)} category_ids have {len(names)} class_names")
+        truths = FlatTruths.of(
+            _place_of(gt_image_index, image_place, "gt_image_index"),
+            _place_of(gt_category_index, category_place, "gt_category_index"),
+            gt_boxes,
+            area=gt_area,
+            crowd=gt_crowd,
+        )
+        sorted_names = tuple(str(names[i]) for i in np.argsort(category_place))
+        return cls(CocoTruths(images, categories, sorted_names, truths))
+
+    def __len__(self) -> int:
+        """How many images have come."""
+        return len(self._images)
+
+    def update(
+        self, image_id: int, boxes: ArrayLike, scores: ArrayLike, category_ids: ArrayLike
+    ) -> None:
+        """Add the detections of one image; a second call for the same image changes nothing.
+
+        Detections of categories that the ground truth does not list are left out of the result.
+
+        Args:
+            image_id: as in the ground truth.
+            boxes: `[K, 4]` xyxy in pixels of the original image.
+            scores: `[K]`.
+            category_ids: `[K]`, original ids, not labels.
+
+        Raises:
+            ValueError: unknown image, arrays that do not fit each other, NaN or infinite numbers.
+        """
+        image_id = int(image_id)
+        if image_id not in self._place:
+            raise ValueError(
+                f"image_id {image_id} is not among the {len(self._place)} images of "
+                f"{self.truths.source}"
+            )
+        corners = np.asarray(boxes, np.float64)
+        found = {
+            "boxes": corners.reshape(-1, 4) if corners.size == 0 else corners,
+            "scores": np.array(scores, np.float64),  # a copy: the caller may reuse the memory
+            "category_ids": np.array(category_ids, np.int64),
+        }
+        _check_detections(image_id, found)
+        low, high = np.split(found["boxes"], 2, axis=1)
+        found["boxes"] = np.concatenate([low, high - low], axis=1)
+        self._images.setdefault(image_id, found)
+
+    def state(self) -> State:
+        """What has come so far, as flat arrays: I images, N detections.
+
+        Returns:
+            image_ids `[I]`, counts `[I]` of detections, boxes `[N, 4]` xywh, scores `[N]` and
+            category_ids `[N]`, in the order of arrival.
+        """
+        images = self._images.values()
+        empty = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "category_ids": np.zeros(0, int)}
+        columns = {
+            key: np.concatenate([none, *(found[key] for found in images)])
+            for key, none in empty.items()
+        }
+        counts = np.array([len(found["scores"]) for found in images], np.int64)
+        return {"image_ids": np.array(list(self._images), np.int64), "counts": counts, **columns}
+
+    def merge(self, states: Iterable[State]) -> None:
+        """Add the images of other evaluators; the first result of an image counts, own ones first.
+
+        Args:
+            states: of evaluators on the same ground truth.
+
+        Raises:
+            ValueError: an image that this ground truth does not have.
+        """
+        for state in states:
+            ends = np.cumsum(state["counts"])[:-1]
+            columns = {
+                key: np.split(state[key], ends) for key in ("boxes", "scores", "category_ids")
+            }
+            for i, image_id in enumerate(state["image_ids"].tolist()):
+                if image_id not in self._place:
+                    raise ValueError(
+                        f"image_id {image_id} of a merged state is not among the "
+                        f"{len(self._place)} images of {self.truths.source}"
+                    )
+                self._images.setdefault(image_id, {key: columns[key][i] for key in columns})
+
+    def compute(self) -> CocoResult:
+        """Evaluate all that has come; more may come after."""
+        state = self.state()
+        place = [self._place[image_id] for image_id in self._images]
+        image = np.repeat(np.array(place, np.int64), state["counts"])
+        category, listed = index_of(self.truths.category_ids, state["category_ids"])
+        detections = FlatDetections(image, category, state["boxes"], state["scores"])
+        return _evaluate(self.truths, detections[np.flatnonzero(listed)], self.settings)
+
+    def reset(self) -> None:
+        """Forget the detections, keep the ground truth."""
+        self._images.clear()
+
+
+def _check_detections(image_id: int, found: State) -> None:
+    shapes = [list(found[key].shape) for key in ("boxes", "scores", "category_ids")]
+    count = len(found["scores"]) if found["scores"].ndim else 0
+    if shapes != [[count, 4], [count], [count]]:
+        raise ValueError(
+            f"image_id {image_id}: boxes, scores and category_ids must be [K, 4], [K] and [K], "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    for key in ("boxes", "scores"):
+        if not np.isfinite(found[key]).all():
+            row = int(np.argmin(np.isfinite(found[key].reshape(count, -1)).all(axis=1)))
+            raise ValueError(
+                f"image_id {image_id}: {key}[{row}] must be finite, got {found[key][row].tolist()}"
+            )
+
+
+def _sort_ids(ids: ArrayLike, name: str) -> tuple[Ints, Ints]:
+    """The sorted ids, and for each id as given its place among them.
+
+    Raises:
+        ValueError: an id repeats.
+    """
+    given = np.asarray(ids, np.int64)
+    unique, place, count = np.unique(given, return_inverse=True, return_counts=True)
+    if len(unique) < len(given):
+        raise ValueError(f"{name} must be given once each, {unique[count > 1][0]} repeats")
+    return unique, place
+
+
+def _place_of(index: ArrayLike, place: Ints, name: str) -> Ints:
+    """Turn an index into the ids as given into an index into the sorted ids."""
+    given = np.asarray(index, np.int64)
+    wrong = (given < 0) | (given >= len(place))
+    if wrong.any():
+        raise ValueError(f"{name} must lie in 0..{len(place) - 1}, got {given[wrong][0]}")
+    return place[given]

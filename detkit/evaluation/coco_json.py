@@ -1,0 +1,245 @@
+"""Read COCO JSON, ground truth and results, into flat arrays, and say exactly what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkit.evaluation.inputs import (
+    Bools,
+    CocoTruths,
+    FlatDetections,
+    FlatTruths,
+    Floats,
+    Ints,
+    index_of,
+)
+
+_KEYS = ("images", "categories", "annotations")
+_INT64 = 2**63
+
+
+def read_truths(source: Mapping[str, Any] | str | Path, *, strict: bool = False) -> CocoTruths:
+    """Read ground truth from a COCO file or the dict that was read from one.
+
+    `area` defaults to w * h and `iscrowd` to 0.
+
+    Args:
+        source: path or dict.
+        strict: treat annotation id 0 and repeated annotation ids as pycocotools does.
+
+    Raises:
+        ValueError: malformed JSON; a field is missing or wrong (the file, the index and the field).
+        OSError: the file cannot be read.
+    """
+    data, name = (source, "ground truth") if isinstance(source, Mapping) else _load(source)
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            f"{name}: ground truth must be a JSON object with images, categories and annotations, "
+            f"got {_describe(data)}"
+        )
+    images = _Table.of(data, "images", name)
+    categories = _Table.of(data, "categories", name)
+    image_ids = np.unique(images.integers("id"))
+    category_ids = np.unique(categories.integers("id"))
+    names = {
+        int(record["id"]): str(record.get("name", record["id"])) for record in categories.records
+    }
+    truths = _read_annotations(
+        _Table.of(data, "annotations", name), image_ids, category_ids, strict
+    )
+    class_names = tuple(names[int(category)] for category in category_ids)
+    return CocoTruths(image_ids, category_ids, class_names, truths, name)
+
+
+def _read_annotations(
+    table: _Table, image_ids: Ints, category_ids: Ints, strict: bool
+) -> FlatTruths:
+    image, image_known = index_of(image_ids, table.integers("image_id"))
+    category, category_known = index_of(category_ids, table.integers("category_id"))
+    boxes = table.boxes("bbox")
+    truths = FlatTruths.of(
+        image,
+        category,
+        boxes,
+        area=table.floats("area", (boxes[:, 2] * boxes[:, 3]).tolist()),
+        crowd=table.flags("iscrowd"),
+    )
+    known = image_known & category_known
+    if not strict:
+        return truths[known]
+    ids = table.integers("id")
+    truths = replace(truths, id_is_zero=ids == 0)
+    # pycocotools collects ids image by image, and looks each up in a dict where the last one wins.
+    _, group = np.unique(ids, return_inverse=True)
+    last = np.zeros(len(ids), np.int64)
+    last[group] = np.arange(len(ids))
+    listed = np.flatnonzero(known)
+    listed = listed[np.argsort(image[listed], kind="stable")]
+    listed = last[group[listed]]
+    return truths[listed[known[listed]]]
+
+
+def read_detections(
+    source: Sequence[Mapping[str, Any]] | str | Path, truths: CocoTruths
+) -> FlatDetections:
+    """Read detections in COCO's results format: a list of image_id, category_id, bbox and score.
+
+    Detections of categories that the ground truth does not list are left out, as in pycocotools.
+
+    Raises:
+        ValueError: malformed JSON; a field is missing or wrong, or an image is not in the ground
+            truth (the file, the index and the field).
+        OSError: the file cannot be read.
+    """
+    data, name = _load(source) if isinstance(source, str | Path) else (source, "detections")
+    if not isinstance(data, Sequence):
+        raise ValueError(
+            f"{name}: detections must be a JSON array of objects with image_id, category_id, bbox "
+            f"and score, got {_describe(data)}"
+        )
+    table = _Table(data, f"{name}: ")
+    ids = table.integers("image_id")
+    image, known = index_of(truths.image_ids, ids)
+    if not known.all():
+        index = int(np.argmin(known))
+        raise ValueError(
+            f"{name}: [{index}]: image_id {ids[index]} is not among the {len(truths.image_ids)} "
+            f"images of {truths.source}"
+        )
+    category, listed = index_of(truths.category_ids, table.integers("category_id"))
+    found = FlatDetections(image, category, table.boxes("bbox"), table.floats("score"))
+    return found[np.flatnonzero(listed)]
+
+
+def _load(path: str | Path) -> tuple[Any, str]:
+    try:
+        return json.loads(Path(path).read_bytes()), str(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+
+
+def _describe(value: object) -> str:
+    """A value for an error message: short, with its type."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A list of records read by columns.
+
+    A column is checked by the set of its types; only one that looks odd is gone through value by
+    value, to convert what is harmless (3.0 as an id, numpy's numbers) and to name what is not.
+
+    Attributes:
+        records: JSON objects.
+        place: prefix of `[index]` in error messages.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    place: str
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], key: str, name: str) -> _Table:
+        """The list under a key of the file's object."""
+        if key not in data:
+            raise ValueError(f"{name}: {key!r} is missing; ground truth needs {', '.join(_KEYS)}")
+        records = data[key]
+        if not isinstance(records, Sequence) or isinstance(records, str):
+            raise ValueError(f"{name}: {key!r} must be a list, got {_describe(records)}")
+        return cls(records, f"{name}: {key}")
+
+    def integers(self, field: str) -> Ints:
+        """A column of ids, `[n]`."""
+        values = self._values(field)
+        if set(map(type, values)) <= {int}:
+            with contextlib.suppress(OverflowError):
+                return np.array(values, np.int64)
+        self._check(field, values, _is_integer, "a whole number")
+        return np.array([int(value) for value in values], np.int64)
+
+    def flags(self, field: str) -> Bools:
+        """A column of 0 or 1 where a missing value is 0, `[n]`."""
+        values = self._values(field, itertools.repeat(0))
+        if not set(map(type, values)) <= {int, bool}:
+            self._check(field, values, _is_flag, "0 or 1")
+        return np.array([bool(value) for value in values], bool)
+
+    def floats(self, field: str, defaults: Iterable[float] | None = None) -> Floats:
+        """A column of finite numbers, `[n]`."""
+        values = self._values(field, defaults)
+        if set(map(type, values)) <= {int, float}:
+            with contextlib.suppress(OverflowError):
+                column = np.array(values, np.float64)
+                if np.isfinite(column).all():
+                    return column
+        self._check(field, values, _is_finite, "a finite number")
+        return np.array(values, np.float64)
+
+    def boxes(self, field: str) -> Floats:
+        """A column of xywh boxes, `[n, 4]`."""
+        values = self._values(field)
+        if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
+            flat = list(itertools.chain.from_iterable(values))
+            if set(map(type, flat)) <= {int, float}:
+                with contextlib.suppress(OverflowError):
+                    column = np.array(flat, np.float64).reshape(-1, 4)
+                    if np.isfinite(column).all():
+                        return column
+        self._check(field, values, _is_box, "[x, y, width, height] in finite numbers")
+        return np.array([list(value) for value in values], np.float64).reshape(-1, 4)
+
+    def _values(self, field: str, defaults: Iterable[Any] | None = None) -> list[Any]:
+        try:
+            if defaults is None:
+                return [record[field] for record in self.records]
+            pairs = zip(self.records, defaults, strict=False)  # the defaults may be endless
+            return [record.get(field, default) for record, default in pairs]
+        except (KeyError, TypeError, AttributeError):
+            for index, record in enumerate(self.records):
+                if not isinstance(record, Mapping):
+                    raise ValueError(
+                        f"{self.place}[{index}] must be an object, got {_describe(record)}"
+                    ) from None
+                if defaults is None and field not in record:
+                    raise ValueError(f"{self.place}[{index}]: {field!r} is missing") from None
+            raise
+
+    def _check(
+        self, field: str, values: list[Any], accepts: Callable[[Any], bool], wanted: str
+    ) -> None:
+        for index, value in enumerate(values):
+            if not accepts(value):
+                raise ValueError(
+                    f"{self.place}[{index}]: {field!r} must be {wanted}, got {_describe(value)}"
+                )
+
+
+def _is_finite(value: Any) -> bool:
+    # int is bounded, for a float cannot hold all of them
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        return False
+    return bool(abs(value) <= sys.float_info.max)
+
+
+def _is_integer(value: Any) -> bool:
+    return _is_finite(value) and int(value) == value and -_INT64 <= int(value) < _INT64
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool | np.bool_ | int | np.integer)
+
+
+def _is_box(value: object) -> bool:
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 4:
+        return False
+    return all(_is_finite(number) for number in value)

@@ -1,0 +1,193 @@
+"""What an evaluation gives: the curves, the 12 numbers, and a table of the classes.
+
+K categories, T thresholds, A area ranges, M limits, R recall levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detkit.evaluation.inputs import CocoSettings, Floats, Ints
+
+
+class Statistic(NamedTuple):
+    """One of the 12 lines.
+
+    Attributes:
+        name: short name.
+        precision: it averages precision, otherwise recall.
+        iou: a single threshold, or None for the mean over all.
+        area: name of the area range.
+        limit: which of the limits on detections, or None for the limit of 100.
+    """
+
+    name: str
+    precision: bool
+    iou: float | None
+    area: str
+    limit: int | None
+
+
+STATISTICS = (
+    Statistic("AP", True, None, "all", None),  # pycocotools wants exactly 100 here
+    Statistic("AP50", True, 0.5, "all", 2),
+    Statistic("AP75", True, 0.75, "all", 2),
+    Statistic("APs", True, None, "small", 2),
+    Statistic("APm", True, None, "medium", 2),
+    Statistic("APl", True, None, "large", 2),
+    Statistic("AR1", False, None, "all", 0),
+    Statistic("AR10", False, None, "all", 1),
+    Statistic("AR100", False, None, "all", 2),
+    Statistic("ARs", False, None, "small", 2),
+    Statistic("ARm", False, None, "medium", 2),
+    Statistic("ARl", False, None, "large", 2),
+)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The numbers of one class; -1 where there is nothing to average.
+
+    Attributes:
+        category_id: as in the ground truth.
+        name: of the class.
+        AP: mean over the thresholds.
+        AP50: at an overlap of 0.5.
+        AP75: at an overlap of 0.75.
+        AR: mean over the thresholds of the highest recall.
+        truths: annotations that count (no crowds).
+    """
+
+    category_id: int
+    name: str
+    AP: float
+    AP50: float
+    AP75: float
+    AR: float
+    truths: int
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """Result of the COCO metric; the arrays equal those of pycocotools bit for bit.
+
+    Attributes:
+        precision: `[T, R, K, A, M]` highest precision at this recall or more.
+        recall: `[T, K, A, M]` highest recall.
+        scores: `[T, R, K, A, M]` score at which the recall is reached, 0 where it never is.
+            All three are -1 where a category has no truth in the area range.
+        num_truths: `[A, K]` annotations that count.
+        category_ids: sorted.
+        class_names: in the order of the ids.
+        settings: thresholds, area ranges and limits.
+    """
+
+    precision: Floats
+    recall: Floats
+    scores: Floats
+    num_truths: Ints
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    settings: CocoSettings
+
+    @cached_property
+    def stats(self) -> Floats:
+        """The 12 numbers, `[12]`, in pycocotools' order; -1 where there is nothing to average.
+
+        With fewer than three limits the last stands for the missing ones. As in pycocotools the
+        first number, AP, is that of the limit 100 and -1 if there is none, while AP50 .. APl are
+        those of the third limit.
+        """
+        return np.array([self._mean(statistic) for statistic in STATISTICS])
+
+    def summary(self) -> str:
+        """The 12 lines as pycocotools prints them."""
+        return "\n".join(
+            self._line(statistic, value)
+            for statistic, value in zip(STATISTICS, self.stats, strict=True)
+        )
+
+    def per_class(self) -> list[ClassResult]:
+        """The numbers of each class, in the order of `category_ids`.
+
+        They are those of the third limit and of the area range "all", or of the first without it.
+        """
+        names = list(self.settings.area_ranges)
+        area = names.index("all") if "all" in names else 0
+        limit = self._limit(2)
+        thresholds = self.settings.iou_thresholds
+        rows = []
+        for index, (category_id, name) in enumerate(
+            zip(self.category_ids, self.class_names, strict=True)
+        ):
+            precision = self.precision[:, :, index, area, limit]  # [T, R]
+            row = ClassResult(
+                category_id=category_id,
+                name=name,
+                AP=_mean_of_known(precision),
+                AP50=_mean_of_known(precision[thresholds == 0.5]),
+                AP75=_mean_of_known(precision[thresholds == 0.75]),
+                AR=_mean_of_known(self.recall[:, index, area, limit]),
+                truths=int(self.num_truths[area, index]),
+            )
+            rows.append(row)
+        return rows
+
+    def table(self) -> str:
+        """The classes as text, one line each."""
+        rows = self.per_class()
+        width = max([len(row.name) for row in rows] + [len("class")])
+        lines = [f"{'class':<{width}}  truths     AP   AP50   AP75     AR"]
+        for row in rows:
+            values = (row.AP, row.AP50, row.AP75, row.AR)
+            numbers = (f"{value:6.3f}" if value > -1 else "     -" for value in values)
+            lines.append(f"{row.name:<{width}}  {row.truths:6d} {' '.join(numbers)}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The 12 numbers by name, and the classes under `per_class`, ready for JSON."""
+        numbers = {
+            statistic.name: float(value)
+            for statistic, value in zip(STATISTICS, self.stats, strict=True)
+        }
+        return {**numbers, "per_class": [asdict(row) for row in self.per_class()]}
+
+    def _limit(self, index: int) -> int:
+        """Index of the limit of that place, or of the last one."""
+        return min(index, len(self.settings.max_dets) - 1)
+
+    def _max_dets(self, statistic: Statistic) -> int:
+        if statistic.limit is None:
+            return 100
+        return self.settings.max_dets[self._limit(statistic.limit)]
+
+    def _mean(self, statistic: Statistic) -> float:
+        values = self.precision if statistic.precision else self.recall
+        if statistic.iou is not None:
+            values = values[self.settings.iou_thresholds == statistic.iou]
+        names = list(self.settings.area_ranges)
+        limits = np.flatnonzero(np.array(self.settings.max_dets) == self._max_dets(statistic))
+        if statistic.area not in names:
+            return -1.0
+        return _mean_of_known(values[..., names.index(statistic.area), :][..., limits])
+
+    def _line(self, statistic: Statistic, value: float) -> str:
+        thresholds = self.settings.iou_thresholds
+        iou = f"{thresholds[0]:0.2f}:{thresholds[-1]:0.2f}"
+        if statistic.iou is not None:
+            iou = f"{statistic.iou:0.2f}"
+        title = "Average Precision  (AP)" if statistic.precision else "Average Recall     (AR)"
+        return (
+            f" {title} @[ IoU={iou:<9} | area={statistic.area:>6s} | "
+            f"maxDets={self._max_dets(statistic):>3d} ] = {value:0.3f}"
+        )
+
+
+def _mean_of_known(values: Floats) -> float:
+    """Mean of what is not -1, in the order of the axes, as the last bit depends on it."""
+    known = values[values > -1]
+    return float(np.mean(known)) if len(known) else -1.0
