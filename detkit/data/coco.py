@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -109,7 +110,7 @@ def _category_problems(categories: list[Any]) -> Iterator[str]:
     for position, category in enumerate(categories):
         place = f"category at position {position}"
         if not isinstance(category, dict):
-            yield f"{place} must be an object, got {category!r}"
+            yield f"{place} must be an object, got {reprlib.repr(category)}"
         elif not _is_id(category.get("id")):
             yield f"{place}: {_given(category, 'id')}, it must be an integer"
         elif not isinstance(category.get("name"), str):
@@ -124,7 +125,7 @@ def _category_problems(categories: list[Any]) -> Iterator[str]:
 
 
 def _given(item: dict[str, Any], key: str) -> str:
-    return f"{key} is {item[key]!r}" if key in item else f"{key} is missing"
+    return f"{key} is {reprlib.repr(item[key])}" if key in item else f"{key} is missing"
 
 
 def _read_images(images: list[Any], file: Path) -> np.ndarray:
@@ -137,7 +138,7 @@ def _image_problems(images: list[Any]) -> Iterator[str]:
     ids: set[int] = set()
     for position, image in enumerate(images):
         if not isinstance(image, dict):
-            yield f"image at position {position} must be an object, got {image!r}"
+            yield f"image at position {position} must be an object, got {reprlib.repr(image)}"
         elif not _is_id(image.get("id")):
             yield f"image at position {position}: {_given(image, 'id')}, it must be an integer"
         elif image["id"] in ids:
@@ -148,10 +149,8 @@ def _image_problems(images: list[Any]) -> Iterator[str]:
             ids.add(image["id"])
             for side in ("width", "height"):
                 if image.get(side) is not None and not (_is_id(image[side]) and image[side] > 0):
-                    yield (
-                        f"image {image['id']}: {side} is {image[side]!r}, "
-                        "it must be a positive integer"
-                    )
+                    given = _given(image, side)
+                    yield f"image {image['id']}: {given}, it must be a positive integer"
 
 
 def _read_truth(
@@ -179,11 +178,13 @@ def _annotation_problems(
 ) -> Iterator[str]:
     for position, item in enumerate(annotations):
         if not isinstance(item, dict):
-            yield f"annotation at position {position} must be an object, got {item!r}"
+            yield f"annotation at position {position} must be an object, got {reprlib.repr(item)}"
             continue
         problem = _annotation_problem(item, index_of, label_of)
         if problem:
-            name = f"annotation {item['id']}" if "id" in item else f"annotation at {position=}"
+            name = (
+                f"annotation {item['id']}" if "id" in item else f"annotation at position {position}"
+            )
             yield f"{name} (image {item.get('image_id', 'unknown')}): {problem}"
 
 
@@ -201,9 +202,9 @@ def _annotation_problem(
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"{_given(item, 'bbox')}, it must be four finite numbers [x, y, width, height]"
     if item.get("area") is not None and not _is_number(item["area"]):
-        return f"area is {item['area']!r}, it must be a number"
+        return f"{_given(item, 'area')}, it must be a number"
     if item.get("iscrowd") not in (None, 0, 1):
-        return f"iscrowd is {item['iscrowd']!r}, it must be 0 or 1"
+        return f"{_given(item, 'iscrowd')}, it must be 0 or 1"
     return None
 
 

@@ -167,8 +167,39 @@ class TrainTransform:
         )
 
 
+def draw_window(boxes: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Window:
+    """A random window that holds at least one box, and whole every box whose centre it holds.
+
+    Its sides are at least half of the picture's.
+
+    Args:
+        boxes: `[M, 4]` xyxy in pixels.
+        size: `[2]` width and height of the picture.
+        rng: source of the draws.
+    """
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sides = rng.uniform(0.5, 1.0, 2) * size
+    low, high = np.zeros(2), size - sides
+    if len(boxes):  # around the centre of a random box
+        center = centers[rng.integers(len(boxes))]
+        low, high = np.maximum(low, center - sides), np.minimum(high, center)
+    start = rng.uniform(low, np.maximum(low, high))
+    end = start + sides
+    held = -1
+    while True:
+        # whole pixels; a box edge may be off by the rounding of its fraction
+        start = np.maximum(np.floor(start + 1e-3), 0)
+        end = np.minimum(np.ceil(end - 1e-3), size)
+        inside = ((centers >= start) & (centers <= end)).all(axis=1)
+        if inside.sum() == held:
+            return int(start[0]), int(start[1]), int(end[0]), int(end[1])
+        held = inside.sum()
+        start = np.minimum(start, boxes[inside, :2].min(axis=0, initial=np.inf))
+        end = np.maximum(end, boxes[inside, 2:].max(axis=0, initial=-np.inf))
+
+
 class _Crop(A.DualTransform):
-    """A random window, grown until every box whose centre it holds is whole."""
+    """Cut a random window out."""
 
     _targets = (Targets.IMAGE, Targets.BBOXES)
 
@@ -176,23 +207,9 @@ class _Crop(A.DualTransform):
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
         """Draw a window; boxes are fractions of the picture here."""
-        rng = self.random_generator
-        boxes = np.asarray(data["bboxes"], dtype=np.float64)[:, :4]
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        sides = rng.uniform(0.5, 1.0, 2)
-        low, high = np.zeros(2), 1 - sides
-        if len(boxes):  # a window that holds the centre of a random box
-            center = centers[rng.integers(len(boxes))]
-            low, high = np.maximum(low, center - sides), np.minimum(high, center)
-        start = rng.uniform(low, np.maximum(low, high))
-        end = start + sides
-        inside = ((centers >= start) & (centers <= end)).all(axis=1)
-        start = np.minimum(start, boxes[inside, :2].min(axis=0, initial=1.0))
-        end = np.maximum(end, boxes[inside, 2:].max(axis=0, initial=0.0))
-        size = np.array(params["shape"][1::-1])
-        x1, y1 = np.floor(start * size + 1e-3).astype(int)  # whole pixels despite rounding
-        x2, y2 = np.ceil(end * size - 1e-3).astype(int)
-        return {"window": (max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1]))}
+        size = np.array(params["shape"][1::-1])  # width, height
+        boxes = np.asarray(data["bboxes"], dtype=np.float64)[:, :4] * np.tile(size, 2)
+        return {"window": draw_window(boxes, size, self.random_generator)}
 
     def apply(self, img: np.ndarray, window: Window, **params: Any) -> np.ndarray:
         """Cut the window out."""
