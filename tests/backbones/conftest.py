@@ -17,12 +17,6 @@ def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.rand(like.shape, generator=generator, dtype=like.dtype) * (high - low) + low
-
-    def normal(like: Tensor, scale: float) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype) * scale
-
     module.double().eval()
     state = module.state_dict()
     norms = {key.rsplit(".", 1)[0] for key in state if key.endswith("running_var")}
@@ -33,13 +27,13 @@ def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         if kind == "num_batches_tracked":
             value.fill_(7)
         elif kind == "running_var":
-            value.copy_(uniform(value, 0.5, 1.5))
+            value.uniform_(0.5, 1.5, generator=generator)
         elif owner in norms and kind == "weight":
-            value.copy_(uniform(value, 0.1, 0.3) if last else uniform(value, 0.5, 1.5))
+            value.uniform_(*((0.1, 0.3) if last else (0.5, 1.5)), generator=generator)
         elif kind in ("bias", "running_mean"):
-            value.copy_(normal(value, 0.1))
+            value.normal_(0, 0.1, generator=generator)
         else:
-            value.copy_(normal(value, (2 / value[0].numel()) ** 0.5))
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
     return module
 
 
