@@ -44,6 +44,7 @@ class RPNHead(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, 4 * num_anchors, 1)
         for layer in (self.conv, self.cls_logits, self.bbox_pred):
             nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

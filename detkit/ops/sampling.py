@@ -14,7 +14,7 @@ from torch import Tensor
 class Sample(NamedTuple):
     """The drawn candidates: positives first, then negatives, then unused places."""
 
-    index: Tensor  # [S] int64 into the candidates
+    index: Tensor  # type: ignore[assignment]  # [S] int64 into the candidates; not tuple.index
     positive: Tensor  # [S] bool
     valid: Tensor  # [S] bool; False where there were too few candidates
 

@@ -1,0 +1,90 @@
+"""Minibatches: how many of which, nobody twice, and every candidate with the same chance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+from detkit.ops import sample_balanced
+
+
+def kinds(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks from one letter a candidate: + positive, - negative, . neither."""
+    masks = [torch.tensor([c == kind for c in text], dtype=torch.bool) for kind in "+-"]
+    return masks[0], masks[1]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "count", "fraction", "positives", "negatives"),
+    [
+        ("++++++----------", 8, 0.5, 4, 4),
+        ("++++++----------", 8, 0.25, 2, 6),
+        ("+---------------", 8, 0.5, 1, 7),  # negatives fill up
+        ("++++++++--", 8, 0.5, 4, 2),  # positives never do
+        ("++++++----------", 7, 0.5, 3, 4),  # int(3.5)
+        ("++++++----------", 8, 0.0, 0, 8),
+        ("++++++----------", 8, 1.0, 6, 2),
+        ("++...---", 100, 0.5, 2, 3),  # fewer candidates than places
+        ("....", 3, 0.5, 0, 0),
+        ("++", 1, 0.5, 0, 0),
+    ],
+)
+def test_how_many(candidates, count, fraction, positives, negatives):
+    sample = sample_balanced(*kinds(candidates), count=count, positive_fraction=fraction)
+    size = min(count, len(candidates))
+    assert [len(part) for part in sample] == [size] * 3
+    assert sample.positive.sum() == positives
+    assert sample.valid.sum() == positives + negatives
+
+
+@given(st.text("+-.", max_size=40), st.integers(1, 30), st.floats(0, 1), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_what_is_drawn_is_what_it_says(candidates, count, fraction, seed):
+    torch.manual_seed(seed)
+    index, positive, valid = sample_balanced(
+        *kinds(candidates), count=count, positive_fraction=fraction
+    )
+    assert len(set(index.tolist())) == len(index)  # nobody twice
+    drawn = [candidates[i] for i in index]
+    positives, total = int(positive.sum()), int(valid.sum())
+    # first positives, then negatives, then unused places
+    assert "".join(drawn[:total]) == "+" * positives + "-" * (total - positives)
+    assert positive[:positives].all() and valid[:total].all()
+    # as many as torchvision draws
+    labels = torch.tensor([{"+": 1.0, "-": 0.0, ".": -1.0}[c] for c in candidates])
+    theirs = BalancedPositiveNegativeSampler(count, fraction)([labels])
+    expected = [int(part[0].sum()) for part in theirs]
+    assert [positives, total - positives] == expected
+
+
+def test_every_candidate_has_the_same_chance():
+    torch.manual_seed(0)
+    positive, negative = kinds("++++++++" + "-" * 12 + "...")
+    drawn = torch.zeros(len(positive))
+    rounds = 4000
+    for _ in range(rounds):
+        sample = sample_balanced(positive, negative, count=8, positive_fraction=0.25)
+        drawn[sample.index[sample.valid]] += 1
+    # 2 of 8 and 6 of 12; four standard deviations of a share from 4000 rounds are 0.032
+    share = drawn / rounds
+    torch.testing.assert_close(share[:8], torch.full((8,), 0.25), atol=0.03, rtol=0)
+    torch.testing.assert_close(share[8:20], torch.full((12,), 0.5), atol=0.033, rtol=0)
+    assert share[20:].tolist() == [0, 0, 0]
+
+
+def test_a_seed_gives_the_same_draw_again():
+    masks = kinds("+" * 30 + "-" * 30)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(sample_balanced(*masks, count=20, positive_fraction=0.5).index.tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_nobody():
+    sample = sample_balanced(*kinds(""), count=5, positive_fraction=0.5)
+    assert [part.shape for part in sample] == [(0,)] * 3
+    assert sample.index.dtype == torch.int64
