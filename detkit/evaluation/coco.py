@@ -195,8 +195,9 @@ class CocoEvaluator:
         corners = np.asarray(boxes, np.float64)
         found = {
             "boxes": corners.reshape(-1, 4) if corners.size == 0 else corners,
-            "scores": np.array(scores, np.float64),  # a copy: the caller may reuse the memory
-            "category_ids": np.array(category_ids, np.int64),
+            # copies, for the caller may use the memory again; np.array would make tensors warn
+            "scores": np.asarray(scores, np.float64).copy(),
+            "category_ids": np.asarray(category_ids, np.int64).copy(),
         }
         _check_detections(image_id, found)
         low, high = np.split(found["boxes"], 2, axis=1)

@@ -101,7 +101,7 @@ def read_detections(
         OSError: the file cannot be read.
     """
     data, name = _load(source) if isinstance(source, str | Path) else (source, "detections")
-    if not isinstance(data, Sequence):
+    if not isinstance(data, Sequence) or isinstance(data, str):
         raise ValueError(
             f"{name}: detections must be a JSON array of objects with image_id, category_id, bbox "
             f"and score, got {_describe(data)}"
@@ -225,10 +225,11 @@ class _Table:
 
 
 def _is_finite(value: Any) -> bool:
-    # int is bounded, for a float cannot hold all of them
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return bool(abs(value) <= sys.float_info.max)
+    return abs(value) <= sys.float_info.max  # also false for NaN, and for whole numbers beyond
 
 
 def _is_integer(value: Any) -> bool:

@@ -5,7 +5,7 @@ K categories, T thresholds, A area ranges, M limits, R recall levels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ class ClassResult:
     truths: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CocoResult:
     """Result of the COCO metric; the arrays equal those of pycocotools bit for bit.
 
@@ -86,10 +86,10 @@ class CocoResult:
         settings: thresholds, area ranges and limits.
     """
 
-    precision: Floats
-    recall: Floats
-    scores: Floats
-    num_truths: Ints
+    precision: Floats = field(repr=False)
+    recall: Floats = field(repr=False)
+    scores: Floats = field(repr=False)
+    num_truths: Ints = field(repr=False)
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     settings: CocoSettings

@@ -1,0 +1,445 @@
+"""The COCO metric beside pycocotools: every array and number to the last bit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detkit.evaluation import CocoEvaluator, CocoResult, evaluate_files, matching
+
+Record = dict[str, Any]
+UNIT = [0, 0, 10, 10]
+
+
+def truth(box=UNIT, image=1, category=1, **fields) -> Record:
+    record = {"image_id": image, "category_id": category, "bbox": list(box), "iscrowd": 0}
+    return {**record, "area": box[2] * box[3], **fields}
+
+
+def detection(box=UNIT, score=0.5, image=1, category=1) -> Record:
+    return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
+
+
+def dataset(*truths: Record, images=(1,), categories=(1,)) -> Record:
+    return {
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": k, "name": f"class {k}"} for k in categories],
+        "annotations": [{"id": i, **record} for i, record in enumerate(truths, 1)],
+    }
+
+
+def evaluate(folder, data: Record, detections: list[Record], **options) -> CocoResult:
+    (folder / "gt.json").write_text(json.dumps(data))
+    (folder / "dt.json").write_text(json.dumps(detections))
+    return evaluate_files(folder / "gt.json", folder / "dt.json", **options)
+
+
+# ------------------------------------------------------------------------------- checked by hand
+
+
+def test_two_truths_three_detections(tmp_path):
+    """Right, wrong, right: precision 1 up to recall 0.5, then 2 of 3."""
+    left, right, nowhere = [0, 0, 50, 50], [200, 0, 50, 50], [0, 200, 50, 50]
+    data = dataset(truth(left), truth(right))
+    found = [detection(left, 0.9), detection(nowhere, 0.8), detection(right, 0.7)]
+    result = evaluate(tmp_path, data, found)
+
+    expected = [1.0] * 51 + [2 / 3] * 50  # recall 0.00 .. 0.50 and 0.51 .. 1.00
+    np.testing.assert_allclose(result.precision[0, :, 0, 0, 2], expected, atol=1e-15)
+    assert result.scores[0, :, 0, 0, 2].tolist() == [0.9] * 51 + [0.7] * 50
+    assert result.recall[0, 0, 0].tolist() == [0.5, 1.0, 1.0]  # one detection; ten; a hundred
+    assert result.stats[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    # 50 x 50 pixels is medium: nothing to find among the small and the large
+    assert result.stats[3] == -1 and result.stats[5] == -1
+    assert result.stats[4] == pytest.approx(result.stats[0])
+
+
+def test_overlap_counts_at_every_threshold_that_it_reaches(tmp_path):
+    """8 of 10 pixels: found at 0.50 .. 0.80, missed at 0.85, 0.90 and 0.95."""
+    result = evaluate(tmp_path, dataset(truth([0, 0, 10, 10])), [detection([0, 0, 8, 10])])
+    assert result.recall[:, 0, 0, 2].tolist() == [1.0] * 7 + [0.0] * 3
+    assert result.stats[0] == pytest.approx(0.7)
+
+
+# --------------------------------------------------------------------------- beside pycocotools
+
+EDGES: dict[str, tuple[Record, list[Record], Record]] = {
+    "nothing at all": (dataset(), [], {}),
+    "no image": (dataset(images=()), [], {}),
+    "no category": (dataset(categories=()), [], {}),
+    "no truth": (dataset(), [detection()], {}),
+    "no detection": (dataset(truth()), [], {}),
+    "category without truth": (dataset(truth(), categories=(1, 2)), [detection(category=2)], {}),
+    "only wrong detections": (dataset(truth()), [detection([90, 90, 5, 5])], {}),
+    "ids with gaps, unsorted": (
+        dataset(
+            truth(image=70, category=90),
+            truth(image=7, category=3),
+            images=(70, 7, 12),
+            categories=(90, 3, 17),
+        ),
+        [detection(image=7, category=3), detection(image=12, category=90, score=0.9)],
+        {},
+    ),
+    "annotations of an unlisted image and category": (
+        dataset(truth(), truth(image=9), truth(category=9)),
+        [detection()],
+        {},
+    ),
+    "detection of an unlisted category": (
+        dataset(truth()),
+        [detection(category=8, score=0.9), detection()],
+        {},
+    ),
+    "images and categories listed twice": (
+        dataset(truth(), images=(1, 1), categories=(1, 1)),
+        [detection()],
+        {},
+    ),
+    "only a crowd": (dataset(truth(iscrowd=1)), [detection(), detection(score=0.4)], {}),
+    "a crowd takes many": (
+        dataset(truth([0, 0, 90, 90], iscrowd=1), truth([5, 5, 10, 10])),
+        [detection([5, 5, 10, 10], s) for s in (0.9, 0.8, 0.7)],
+        {},
+    ),
+    "a truth is preferred to a crowd of more overlap": (
+        dataset(truth([0, 0, 10, 10], iscrowd=1), truth([0, 0, 10, 14])),
+        [detection([0, 0, 10, 10], 0.9), detection([0, 0, 10, 10], 0.8)],
+        {},
+    ),
+    "a truth out of range is taken once": (
+        dataset(truth([0, 0, 40, 40]), truth([0, 0, 30, 30])),
+        [detection([0, 0, 40, 38], s) for s in (0.9, 0.8, 0.7)],
+        {},
+    ),
+    "equal overlaps: the later truth": (
+        dataset(truth([0, 0, 10, 10]), truth([0, 0, 10, 10]), truth([0, 5, 10, 10])),
+        [detection([0, 0, 10, 10], 0.9), detection([0, 2.5, 10, 10], 0.8)],
+        {},
+    ),
+    "equal scores in an image and over images": (
+        dataset(truth(image=2), truth(image=1), images=(2, 1)),
+        [detection([0, 90, 5, 5], image=2), detection(image=2), detection(image=1)] * 2,
+        {},
+    ),
+    "zero and minus zero": (
+        dataset(truth(), truth([50, 0, 10, 10])),
+        [detection(score=-0.0), detection([50, 0, 10, 10], 0.0), detection([9, 9, 1, 1], -0.0)],
+        {},
+    ),
+    "negative and infinite scores order": (
+        dataset(truth(), truth([50, 0, 10, 10])),
+        [detection(score=-3), detection([50, 0, 10, 10], -1e300), detection([9, 9, 1, 1], 7)],
+        {},
+    ),
+    "area exactly 1024 and 9216": (
+        dataset(truth([0, 0, 32, 32]), truth([100, 0, 96, 96])),
+        [detection([0, 0, 32, 32]), detection([100, 0, 96, 96], 0.6)],
+        {},
+    ),
+    "area of the mask, not of the box": (
+        dataset(truth([0, 0, 40, 40], area=900), truth([100, 0, 10, 10], area=2000.5)),
+        [detection([0, 0, 40, 40]), detection([100, 0, 10, 10], 0.6)],
+        {},
+    ),
+    "area beyond all ranges": (dataset(truth(area=1e10 + 4)), [detection()], {}),
+    "overlap exactly on thresholds": (
+        dataset(truth([0, 0, 20, 10]), truth([50, 0, 40, 10]), truth([0, 50, 20, 20])),
+        [
+            detection([0, 0, 10, 10], 0.9),
+            detection([50, 0, 30, 10], 0.8),
+            detection([0, 50, 20, 18], 0.7),
+        ],
+        {},
+    ),
+    "zero and negative sizes": (
+        dataset(truth([5, 5, 0, 0]), truth([0, 0, 10, 0]), truth([9, 9, -4, -4]), truth()),
+        [detection([5, 5, 0, 0]), detection([0, 0, 10, 0]), detection([9, 9, -4, -4]), detection()],
+        {},
+    ),
+    "thresholds 0 and 1": (
+        dataset(truth(), truth([50, 0, 10, 10])),
+        [detection(), detection([9, 9, 4, 4], 0.9)],
+        {"iou_thresholds": [0.0, 1.0]},
+    ),
+    "a single threshold": (dataset(truth()), [detection()], {"iou_thresholds": [0.75]}),
+    "thresholds unsorted and repeated": (
+        dataset(truth()),
+        [detection([0, 0, 8, 10])],
+        {"iou_thresholds": [0.9, 0.5, 0.7, 0.5]},
+    ),
+    "limits without 100": (
+        dataset(truth(), truth([50, 0, 10, 10])),
+        [detection([20, 0, 5, 5], 0.9), detection(), detection([50, 0, 10, 10], 0.4)],
+        {"max_dets": (1, 2, 3)},
+    ),
+    "limits unsorted": (dataset(truth()), [detection()] * 3, {"max_dets": (100, 1, 2)}),
+    "limits repeated": (dataset(truth()), [detection()] * 3, {"max_dets": (100, 100, 100)}),
+    "four limits": (dataset(truth()), [detection()] * 3, {"max_dets": (1, 2, 100, 300)}),
+    "two limits": (dataset(truth()), [detection()] * 3, {"max_dets": (1, 100)}),
+    "own area ranges": (
+        dataset(truth([0, 0, 40, 40]), truth([100, 0, 10, 10])),
+        [detection([0, 0, 40, 40]), detection([100, 0, 10, 10], 0.6)],
+        {"area_ranges": {"tiny": (0, 100), "all": (0, 1e10), "rest": (100, 1e10)}},
+    ),
+    "ids beyond float64": (
+        dataset(truth(image=2**53 + 1), images=(2**53, 2**53 + 1)),
+        [detection(image=2**53 + 1)],
+        {},
+    ),
+    "whole numbers as floats": (
+        dataset(truth(image=1.0, category=1.0)),
+        [detection(image=1.0, score=1)],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edge_cases_equal_pycocotools(name, tmp_path, pycocotools, assert_same):
+    data, found, options = EDGES[name]
+    result = evaluate(tmp_path, data, found, **options)
+    assert_same(result, pycocotools(data, found, **options))
+
+
+# A coarse grid: overlaps exactly on thresholds, equal overlaps and equal scores are the rule.
+SIDE = st.sampled_from([0, 10, 15, 20, 30, 40, 100])
+BOX = st.tuples(st.sampled_from([0, 5, 10, 20]), st.sampled_from([0, 10]), SIDE, SIDE)
+IMAGE = st.sampled_from([3, 1, 8])
+AREA = st.sampled_from([None, None, None, 0, 1024, 9216, 9216.0000001, 1e10, 2e10])
+TRUTH = st.tuples(BOX, IMAGE, st.sampled_from([7, 2]), AREA, st.sampled_from([0, 0, 0, 1]))
+DETECTION = st.tuples(
+    BOX, IMAGE, st.sampled_from([7, 2, 2, 50]), st.sampled_from([0, -1, 0.25, 0.5, 0.5, 0.75])
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_dets": st.lists(st.sampled_from([1, 2, 3, 100]), min_size=3, max_size=3),
+        "iou_thresholds": st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]), min_size=1),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TRUTH, max_size=12), st.lists(DETECTION, max_size=16), OPTIONS, st.data())
+def test_random_cases_equal_pycocotools(pycocotools, assert_same, truths, found, options, data):
+    ids = data.draw(st.permutations(range(len(truths))))  # with an annotation id 0
+    records = [
+        truth(box, image, category, iscrowd=crowd, id=ids[i])
+        | ({} if area is None else {"area": area})
+        for i, (box, image, category, area, crowd) in enumerate(truths)
+    ]
+    content = dataset(*records, images=(8, 3, 1), categories=(7, 2, 4))
+    detections = [detection(box, score, image, k) for box, image, k, score in found]
+    evaluator = CocoEvaluator.from_coco(content, strict=True, **options)
+    for image in (1, 3, 8):
+        own = [d for d in detections if d["image_id"] == image]
+        xywh = np.array([d["bbox"] for d in own], float).reshape(-1, 4)
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        evaluator.update(image, corners, [d["score"] for d in own], [d["category_id"] for d in own])
+    assert_same(evaluator.compute(), pycocotools(content, detections, **options))
+
+
+def crowded_scene(seed: int, truths: int, detections: int) -> tuple[Record, list[Record]]:
+    """Two images full of boxes of two classes that overlap each other."""
+    rng = np.random.default_rng(seed)
+    boxes = np.concatenate([rng.integers(0, 60, (truths, 2)), rng.integers(8, 60, (truths, 2))], 1)
+    records = [
+        truth(box, int(rng.integers(1, 3)), int(rng.integers(1, 3)), iscrowd=int(i % 9 == 0))
+        for i, box in enumerate(boxes.tolist())
+    ]
+    found = []
+    for _ in range(detections):
+        near = records[rng.integers(truths)]
+        box = (np.array(near["bbox"]) + rng.integers(-4, 5, 4)).tolist()
+        score = round(float(rng.random()), 2)
+        found.append(detection(box, score, near["image_id"], near["category_id"]))
+    return dataset(*records, images=(1, 2), categories=(1, 2)), found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_dets": (1, 500, 2000)},
+        {"iou_thresholds": np.linspace(0.1, 0.95, 35).tolist()},  # 140 curves: three words of bits
+    ],
+)
+def test_more_than_a_thousand_detections(options, tmp_path, monkeypatch, pycocotools, assert_same):
+    monkeypatch.setattr(matching, "PAIRS_PER_CHUNK", 1000)
+    data, found = crowded_scene(0, truths=40, detections=2400)
+    assert_same(evaluate(tmp_path, data, found, **options), pycocotools(data, found, **options))
+
+
+def test_published_reference(shared_data, pycocotools, assert_same):
+    folder = shared_data / "coco_eval_reference"
+    gt_json = folder / "instances_val2014_100.json"
+    dt_json = folder / "instances_val2014_fakebbox100_results.json"
+    expected = json.loads((folder / "expected.json").read_text())
+    result = evaluate_files(gt_json, dt_json)
+    numbers = result.as_dict()
+    for name, value in expected["pycocotools_6_digits"].items():
+        assert numbers[name] == pytest.approx(value, abs=5e-7), name
+    classes = {row.name: round(row.AP, 6) for row in result.per_class() if row.truths}
+    assert classes == expected["per_class_AP"]
+    assert_same(result, pycocotools(*(json.loads(p.read_text()) for p in (gt_json, dt_json))))
+
+
+# ------------------------------------------------------------- where pycocotools is wrong or fails
+
+
+@pytest.mark.parametrize(("strict", "expected"), [(False, 1.0), (True, 0.0)])
+def test_annotation_id_zero(strict, expected, tmp_path, pycocotools, assert_same):
+    data = dataset(truth(id=0))
+    result = evaluate(tmp_path, data, [detection()], strict=strict)
+    assert result.stats[0] == pytest.approx(expected)
+    if strict:
+        assert_same(result, pycocotools(data, [detection()]))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_repeated_annotation_ids(strict, tmp_path, pycocotools, assert_same):
+    data = dataset(
+        truth(id=5, image=2),
+        truth([50, 0, 10, 10], id=5),
+        truth([50, 50, 10, 10], id=6),
+        truth([70, 70, 10, 10], id=6, category=3),  # of a category that is not listed
+        images=(1, 2),
+    )
+    found = [detection(image=2), detection([50, 0, 10, 10]), detection([50, 50, 10, 10])]
+    result = evaluate(tmp_path, data, found, strict=strict)
+    if strict:
+        assert_same(result, pycocotools(data, found))
+    else:  # each annotation is what it says
+        assert result.per_class()[0].truths == 3
+        assert result.stats[0] == pytest.approx(1)
+
+
+def test_area_and_crowd_have_defaults(tmp_path, pycocotools, assert_same):
+    data = dataset(truth([0, 0, 40, 40]))
+    full = pycocotools(data, [detection([0, 0, 40, 40])])
+    for field in ("area", "iscrowd", "id"):
+        del data["annotations"][0][field]
+    assert_same(evaluate(tmp_path, data, [detection([0, 0, 40, 40])]), full)
+
+
+def test_areas_too_small_for_float64_do_not_overlap(tmp_path):
+    speck = [0, 0, 1e-200, 1e-200]  # its area is 0, its overlap with itself 0 / 0
+    assert evaluate(tmp_path, dataset(truth(speck)), [detection(speck)]).stats[0] == 0
+
+
+# ----------------------------------------------------------------------------- streaming, shards
+
+
+def as_arrays(found: list[Record], image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    own = [d for d in found if d["image_id"] == image]
+    xywh = np.array([d["bbox"] for d in own], float).reshape(-1, 4)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return corners, np.array([d["score"] for d in own]), np.array([d["category_id"] for d in own])
+
+
+def many_images(count: int) -> tuple[Record, list[Record]]:
+    rng = np.random.default_rng(1)
+    truths, found = [], []
+    for image in range(count):
+        for _ in range(4):
+            box = [*rng.integers(0, 60, 2).tolist(), *rng.integers(8, 60, 2).tolist()]
+            category = int(rng.integers(1, 4))
+            truths.append(truth(box, image, category))
+            near = (np.array(box) + rng.integers(-3, 4, 4)).tolist()
+            found.append(detection(near, round(float(rng.random()), 1), image, category))
+    return dataset(*truths, images=range(count), categories=(1, 2, 3)), found
+
+
+def test_streaming_equals_files(tmp_path, pycocotools, assert_same):
+    data, found = many_images(20)
+    reference = pycocotools(data, found)
+    evaluator = CocoEvaluator.from_coco(data)
+    for image in reversed(range(20)):  # the order of arrival does not matter
+        boxes, scores, categories = as_arrays(found, image)
+        tensors = torch.tensor(boxes), torch.tensor(scores), torch.tensor(categories)
+        evaluator.update(image, *(tensors if image % 2 else (boxes, scores, categories)))
+    assert_same(evaluator.compute(), reference)
+    assert_same(evaluate(tmp_path, data, found), reference)
+
+
+def test_merged_shards_equal_the_whole(pycocotools, assert_same):
+    data, found = many_images(11)
+    shards = [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 0]]  # padded with the first image
+    evaluators = [CocoEvaluator.from_coco(data) for _ in shards]
+    for evaluator, images in zip(evaluators, shards, strict=True):
+        for image in images:
+            evaluator.update(image, *as_arrays(found, image))
+    states = [evaluator.state() for evaluator in evaluators]
+    for evaluator in evaluators:
+        evaluator.reset()
+        evaluator.merge(states)
+        assert len(evaluator) == 11
+        assert_same(evaluator.compute(), pycocotools(data, found))
+
+
+def test_first_result_of_an_image_counts():
+    evaluator, other = (CocoEvaluator.from_coco(dataset(truth())) for _ in range(2))
+    evaluator.update(1, [[0, 0, 10, 10]], [0.5], [1])
+    evaluator.update(1, [[70, 70, 90, 90]], [0.9], [1])
+    other.update(1, [[70, 70, 90, 90]], [0.9], [1])
+    evaluator.merge([other.state()])
+    assert evaluator.compute().stats[0] == pytest.approx(1)
+
+
+def test_later_changes_of_the_callers_arrays_do_not_matter():
+    boxes, scores, categories = np.array([[0.0, 0, 10, 10]]), np.array([0.5]), np.array([1])
+    evaluator = CocoEvaluator.from_coco(dataset(truth()))
+    evaluator.update(1, boxes, scores, categories)
+    boxes[:], scores[:], categories[:] = 0, 0, 0
+    assert evaluator.compute().scores.max() == 0.5
+    assert evaluator.compute().stats[0] == pytest.approx(1)
+
+
+def test_empty_updates_states_and_reset():
+    evaluator = CocoEvaluator.from_coco(dataset(truth()))
+    assert evaluator.compute().stats[0] == 0
+    evaluator.merge([evaluator.state()])
+    evaluator.update(1, [], [], [])
+    evaluator.merge([evaluator.state()])
+    assert len(evaluator) == 1 and evaluator.compute().stats[0] == 0
+    evaluator.reset()
+    evaluator.update(1, [[0, 0, 10, 10]], [0.5], [1])
+    assert evaluator.compute().stats[0] == pytest.approx(1)
+
+
+def test_flat_arrays_equal_the_dict(pycocotools, assert_same):
+    data, found = many_images(6)
+    for i, record in enumerate(data["annotations"]):
+        record.update(area=record["area"] / 2, iscrowd=int(i % 5 == 0))
+    truths = data["annotations"]
+    image_ids, category_ids = [4, 2, 0, 1, 3, 5], [2, 3, 1]  # unsorted
+    evaluator = CocoEvaluator.from_arrays(
+        image_ids=image_ids,
+        category_ids=category_ids,
+        gt_image_index=[image_ids.index(t["image_id"]) for t in truths],
+        gt_category_index=[category_ids.index(t["category_id"]) for t in truths],
+        gt_boxes=[t["bbox"] for t in truths],
+        gt_area=[t["area"] for t in truths],
+        gt_crowd=[t["iscrowd"] for t in truths],
+        class_names=["two", "three", "one"],
+    )
+    for image in range(6):
+        evaluator.update(image, *as_arrays(found, image))
+    result = evaluator.compute()
+    assert_same(result, pycocotools(data, found))
+    assert result.category_ids == (1, 2, 3)
+    assert result.class_names == ("one", "two", "three")
+
+
+def test_flat_arrays_may_be_empty():
+    evaluator = CocoEvaluator.from_arrays(
+        image_ids=[], category_ids=[], gt_image_index=[], gt_category_index=[], gt_boxes=[]
+    )
+    assert evaluator.compute().stats.tolist() == [-1] * 12
