@@ -32,6 +32,7 @@ help:
 	@echo "PYTHON=python3.12 picks the interpreter; WORKERS=8 the processes that run tests"
 
 install: $(INSTALLED)
+	@echo "$(VENV) is ready"
 
 demo: $(RUN)/.shown
 	@echo "Detections on held-out pictures: $(RUN)/sheet.jpg"

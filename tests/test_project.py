@@ -97,17 +97,17 @@ def upward_imports(sources: Mapping[str, str]) -> Iterator[str]:
 
 
 def circles(graph: Mapping[str, set[str]]) -> Iterator[str]:
-    """Nodes from which a path leads back to themselves."""
+    """Shortest way from each node back to itself, for nodes that have one."""
     for start in graph:
+        ways = [[start]]
         reached: set[str] = set()
-        ahead = list(graph[start])
-        while ahead:
-            node = ahead.pop()
-            if node not in reached:
-                reached.add(node)
-                ahead.extend(graph.get(node, ()))
+        for way in ways:  # grows while it is walked: breadth first
+            for node in sorted(graph.get(way[-1], ())):
+                if node not in reached:
+                    reached.add(node)
+                    ways.append([*way, node])
         if start in reached:
-            yield f"{start} imports itself by way of others"
+            yield " -> ".join(next(way for way in ways[1:] if way[-1] == start))
 
 
 def import_circles(sources: Mapping[str, str]) -> list[str]:
