@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detkit.data.coco import read_coco
 from detkit.data.dataset import CocoDataset
-from detkit.data.synthetic import write_synthetic
+from detkit.data.synthetic import default_cache, write_synthetic
 from detkit.registry import datasets
 from detkit.structures import Size
 
@@ -24,10 +24,10 @@ def synthetic(
     num_images: int = 1000,
     seed: int = 0,
     image_size: Size = (256, 256),
-    cache: str | Path = "~/.cache/detkit",
+    cache: str | Path | None = None,
 ) -> CocoDataset:
     """The built-in data set: written to the cache folder once, then read like any other."""
-    root = Path(cache).expanduser() / "synthetic"
+    root = default_cache() if cache is None else Path(cache)
     return read_coco(
         *write_synthetic(root, split=split, num_images=num_images, seed=seed, image_size=image_size)
     )
