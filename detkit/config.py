@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 
 
 class ConfigError(ValueError):
@@ -232,7 +233,7 @@ class Recipe(Section):
     """All that is needed to train and test a detector again."""
 
     name: str
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -248,28 +249,39 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with `1e-3` as a float, no dates, and no key given twice."""
+    """Safe YAML: `1e-3` is a float, `off` is text, there are no dates and no key is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, (list, dict, set)):
+                raise yaml.YAMLError(f"the key in line {line} is a {type(key).__name__}, not text")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise yaml.YAMLError(f"key {key!r} is given twice, again in line {line}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":timestamp", ":float"))]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as text, be it the name "1e3"."""
+
+
+# As in YAML 1.2: `train.amp=off` is a choice, not False
+_BOOL = ("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_FLOAT = (
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf)$|\.(nan|NaN)$"),
     list("-+.0123456789"),
 )
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":float", ":bool"))]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _resolver in (_BOOL, _FLOAT):
+    _Loader.add_implicit_resolver(*_resolver)
+    _Dumper.add_implicit_resolver(*_resolver)
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -315,8 +327,10 @@ def build_recipe(
     except ValidationError as error:
         lines = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    except TypeError as error:
-        raise ConfigError(f"{where}: keys must be text: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:  # of json: bytes, a set, a circle
+        raise ConfigError(
+            f"{where}: a recipe holds mappings, lists, text and numbers only: {error}"
+        ) from None
 
 
 def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
@@ -342,7 +356,7 @@ def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def _explain(problem: Any) -> str:
@@ -395,5 +409,3 @@ def _sections_in(annotation: Any) -> Iterable[type[Section]]:
     elif typing.get_origin(annotation) in (Annotated, typing.Union, UnionType):
         for argument in typing.get_args(annotation):
             yield from _sections_in(argument)
-
-
