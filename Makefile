@@ -17,7 +17,7 @@ HELD_OUT = $(firstword $(wildcard $(CACHE)/digits-*-test-*/images))
 .DELETE_ON_ERROR:
 
 # An environment belongs to the folder that it was made in: in a moved or copied checkout its
-# `detkit` would still be the old one. The stamp holds the folder, so that this is noticed.
+# `detkit` and its scripts would still be the old ones. The stamp holds the folder to notice this.
 ifneq "$(shell cat $(INSTALLED) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(INSTALLED)
 endif
@@ -59,7 +59,7 @@ clean:
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { \
 	    echo "error: '$(PYTHON)' is no Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
-	@$(BIN)/python -c "" 2> /dev/null || rm -rf $(VENV)
+	@{ test ! -e $@ || test "$$(cat $@)" = "$(CURDIR)"; } && $(BIN)/python -c "" 2> /dev/null || rm -rf $(VENV)
 	@echo "== making $(VENV): some minutes (torch alone is a download of gigabytes on Linux)"
 	@$(PYTHON) -m venv $(VENV) > /dev/null 2>&1 || { rm -rf $(VENV); \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
