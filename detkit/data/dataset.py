@@ -244,5 +244,5 @@ def clip_truth(
     inside = np.clip(xyxy, 0, limits)
     clipped = np.abs(inside - xyxy).max(axis=1, initial=0) > 0.01  # less is rounding in the file
     sides = (inside[:, 2:] - inside[:, :2]).astype(np.float32)
-    degenerate = (sides <= 0).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
+    degenerate = (sides <= 0).any(axis=1)
     return inside, clipped, degenerate
