@@ -18,6 +18,10 @@ _WITHOUT_LENGTH = {0x01, _START, *range(0xD0, 0xD8)}  # markers that stand alone
 class ImageReadError(ValueError):
     """A picture that cannot be used; the message names the file and the reason."""
 
+    def __init__(self, message: str) -> None:
+        # A worker of torch's loader hands over its traceback as the message, ours at its end
+        super().__init__(message.rpartition("ImageReadError: ")[2].strip())
+
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a picture of any colour model as RGB.

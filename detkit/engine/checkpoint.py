@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.config import ConfigError, Recipe, build_recipe
+from detkit.backbones.weights import load_into
+from detkit.config import Recipe, build_recipe
 from detkit.detectors import Detector, create_detector
 from detkit.files import open_atomically
 
@@ -45,13 +46,17 @@ class Checkpoint:
     training: dict[str, Any] | None
 
     def detector(self) -> Detector:
-        """The detector with these weights, ready to predict."""
+        """The detector with these weights, ready to predict.
+
+        Raises:
+            ValueError: the settings under `model` are not those that the weights were trained with.
+        """
         # Its own weights follow; those that it once started from may be gone
         config = self.recipe.model.model_copy(update={"weights": None})
         backbone = config.backbone.model_copy(update={"weights": None})
         config = config.model_copy(update={"backbone": backbone})
         detector = create_detector(config, num_classes=len(self.class_names))
-        detector.load_state_dict(self.weights)
+        load_into(detector, self.weights, source="of the checkpoint")
         return detector.eval()
 
 
@@ -85,8 +90,13 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
         raise ValueError(f"no checkpoint at {path}{hint}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError:  # its message is advice on how to run the code in the file
+        raise ValueError(
+            f"{path} is no checkpoint, or holds more than tensors and plain values; give a "
+            "best.pt or last.pt"
+        ) from None
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        reason = str(error).partition("\n")[0].strip() or type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint ({reason[:120]})") from None
     if not isinstance(content, dict) or not {"format", "recipe", "model"} <= content.keys():
         raise ValueError(f"{path} is not a detkit checkpoint; train one with tools/train.py")
@@ -95,12 +105,8 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
             f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}; "
             "use the version of detkit that wrote it"
         )
-    try:
-        recipe = build_recipe(content["recipe"], overrides or (), where=str(path))
-    except ConfigError as error:
-        raise ConfigError(str(error)) from None
     return Checkpoint(
-        recipe=recipe,
+        recipe=build_recipe(content["recipe"], overrides or (), where=str(path)),
         class_names=tuple(content["class_names"]),
         category_ids=tuple(content["category_ids"]),
         weights=content["model"],
