@@ -1,7 +1,7 @@
 """Recipes: the schema of everything that can be set, and how a YAML file becomes one.
 
-A recipe is data: `load_recipe` reads YAML safely, applies `key.path=value` overrides and checks every key,
-type and choice. Defaults live here and nowhere else; a recipe file states what differs.
+A recipe is data: `load_recipe` reads YAML safely, applies `key.path=value` overrides and checks
+every key, type and choice. Defaults live here and nowhere else; a recipe file states what differs.
 The defaults of `model` are those of torchvision's `fasterrcnn_resnet50_fpn`.
 """
 
@@ -59,7 +59,7 @@ Source = Annotated[CocoSource | SyntheticSource, Field(discriminator="format")]
 
 
 class ResizeConfig(Section):
-    """Scale keeping the aspect ratio until one side has its limit: shortest at least, longest at most."""
+    """Scale, keeping the aspect ratio, until the shortest or the longest side has its limit."""
 
     shortest: PositiveInt | None = 800
     longest: PositiveInt | None = 1333
@@ -287,7 +287,7 @@ for _resolver in (_BOOL, _FLOAT):
 def parse_yaml(text: str, name: str) -> Any:
     """YAML text to plain values; `name` stands in the error message."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}: not valid YAML: {reason}") from None

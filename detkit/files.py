@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,16 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_ASIDE = ".part"
+
 
 @contextmanager
 def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write that takes the place of `path` once it is complete and on disk.
 
-    If the block fails or the process dies, `path` stays as it was.
+    If the block fails or the process dies, `path` stays as it was. A process that is killed leaves
+    what it wrote aside, see `remove_leftovers`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_ASIDE, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             yield handle
@@ -35,6 +39,13 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Write a whole file, see `open_atomically`; text becomes UTF-8."""
     with open_atomically(path) as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Delete what killed processes left of writing `path`; nobody may be writing it now."""
+    path = Path(path)
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*{_ASIDE}"):
+        aside.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -79,7 +79,7 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> Detections:
-        """Select by boolean mask, integer indices or slice; a single integer would lose the axis."""
+        """Select by mask, indices or slice; a single integer would lose the axis."""
         if isinstance(index, int):
             raise TypeError(f"index Detections by mask, list or slice, not by the integer {index}")
         return Detections(self.boxes[index], self.scores[index], self.labels[index])

@@ -1,4 +1,4 @@
-"""Train a detector from a recipe: python tools/train.py configs/quickstart.yaml [key.path=value ...]."""
+"""Train a detector: python tools/train.py configs/quickstart.yaml [key.path=value ...]."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 T = TypeVar("T")
 
@@ -18,6 +19,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where nccl keeps the objects that it gathers
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -49,13 +52,12 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def main_first(value: T) -> T:
-    """What the main process holds, on every process."""
-    if not dist.is_initialized():
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the main one: batch norm saw other images on each."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def barrier() -> None:

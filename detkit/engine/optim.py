@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from detkit.config import EMAConfig, OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over what may learn; vectors (norms, biases) decay only if the config says so."""
+    """SGD or AdamW over what may learn; norms and biases decay only if the config says so."""
     learning = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]]
     if config.decay_norm_and_bias:
         groups = [{"params": learning}]
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ from detkit.engine.device import amp_dtype
 from detkit.engine.evaluate import Evaluation, evaluate
 from detkit.engine.log import RunLog
 from detkit.engine.optim import build_ema, build_optimizer, build_schedule
-from detkit.files import write_atomically
+from detkit.files import remove_leftovers, write_atomically
 from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class State:
         ema: running average of the weights, or None.
         epoch: complete epochs.
         step: complete steps.
-        best: highest AP so far, below 0 before the first validation.
+        best: highest AP so far; it is -1 where the validation data has no truths.
         metrics: of the last validation.
     """
 
@@ -57,7 +59,7 @@ class State:
     ema: AveragedModel | None
     epoch: int = 0
     step: int = 0
-    best: float = -1.0
+    best: float = -math.inf
     metrics: dict[str, Any] | None = None
 
     @property
@@ -98,9 +100,16 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
     model = _parallel(state.detector, device)
     steps = len(loader) * recipe.train.epochs
     start = time.perf_counter()
-    with tqdm(
-        total=steps, initial=state.step, desc=recipe.name, disable=log is None, dynamic_ncols=True
-    ) as bar:
+    with (
+        contextlib.closing(log) if log is not None else contextlib.nullcontext(),
+        tqdm(
+            total=steps,
+            initial=state.step,
+            desc=recipe.name,
+            disable=log is None,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         while state.epoch < recipe.train.epochs:
             _train_epoch(model, state, loader, recipe, device=device, dtype=dtype, log=log, bar=bar)
             state.epoch += 1
@@ -108,6 +117,7 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
             improved = False
             if val_set is not None and (last or state.epoch % recipe.train.validate_every == 0):
                 detector = state.result.eval()
+                distributed.share_buffers(detector)  # what is measured is what will be saved
                 outcome = evaluate(
                     detector, val_loader, val_set, device=device, dtype=dtype, with_loss=True
                 )
@@ -117,8 +127,8 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
                 _save(state, recipe, train_set, folder, best=improved or val_set is None)
             distributed.barrier()
     if log is not None:
-        log.close()
-        logger.info("trained in %.1f minutes; results in %s", (time.perf_counter() - start) / 60, folder)
+        minutes = (time.perf_counter() - start) / 60
+        logger.info("trained in %.1f minutes; results in %s", minutes, folder)
 
 
 def _train_epoch(
@@ -149,7 +159,7 @@ def _train_epoch(
         if config.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        rate = state.schedule.get_last_lr()[0]
+        rate = float(state.schedule.get_last_lr()[0])
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.schedule.step()
@@ -184,8 +194,8 @@ def _finite(losses: Mapping[str, Tensor], batch: Batch, state: State) -> dict[st
         images = [target.image_id for target in batch.targets]
         what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
         raise FloatingPointError(
-            f"loss {what} in step {state.step + 1}, image ids {images}; look at these images' boxes, "
-            "lower train.optimizer.lr, set train.clip_norm or train.amp=off; last.pt is kept"
+            f"loss {what} in step {state.step + 1}, image ids {images}; look at these images' "
+            "boxes, lower train.optimizer.lr, set train.clip_norm or train.amp=off; last.pt is kept"
         )
     return named
 
@@ -217,7 +227,7 @@ def _build_state(
 ) -> State:
     detector = create_detector(recipe.model, num_classes=len(train_set.class_names)).to(device)
     if recipe.train.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        detector = detector.to(memory_format=torch.channels_last)
     if recipe.train.sync_batch_norm and distributed.world_size() > 1:
         detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     optimizer = build_optimizer(detector, recipe.train.optimizer)
@@ -242,6 +252,11 @@ def _parallel(detector: Detector, device: torch.device) -> nn.Module:
 
 def _open_run(recipe: Recipe, folder: Path, state: State) -> RunLog:
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("last.pt", "best.pt", "recipe.yaml", "metrics.jsonl"):
+        remove_leftovers(folder / name)
+    if state.step == 0:  # what an earlier run left here would pass for a result of this one
+        for path in (folder / "last.pt", folder / "best.pt", *folder.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
     write_atomically(folder / "recipe.yaml", recipe_to_yaml(recipe))
     return RunLog(folder, resume_step=state.step)
 
@@ -304,14 +319,15 @@ def _restore(state: State, path: Path, recipe: Recipe, train_set: CocoDataset) -
     training = checkpoint.training
     if training is None:
         raise ValueError(f"{path} holds weights only; resume from a last.pt")
-    for part in ("model", "train"):
+    for part in ("model", "train", "seed"):
         if getattr(checkpoint.recipe, part) != getattr(recipe, part):
             raise ValueError(
                 f"{path} was trained with other settings under '{part}'; resume with the run's own "
                 "recipe.yaml, or start a new run from its weights with model.weights"
             )
     if checkpoint.class_names != tuple(train_set.class_names):
-        raise ValueError(f"{path} was trained on other classes: {', '.join(checkpoint.class_names)}")
+        names = ", ".join(checkpoint.class_names)
+        raise ValueError(f"{path} was trained on other classes: {names}")
     state.detector.load_state_dict(training["detector"])
     state.optimizer.load_state_dict(training["optimizer"])
     state.schedule.load_state_dict(training["schedule"])
