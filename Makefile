@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 RUN := runs/quickstart
 CACHE := $(or $(DETKIT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/detkit)
-HELD_OUT = $(firstword $(wildcard $(CACHE)/digits-*-test-*/images))
+HELD_OUT = $$(ls -d $(CACHE)/digits-*-test-*/images | head -n 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint install clean
@@ -36,7 +36,7 @@ install: $(INSTALLED)
 
 demo: $(RUN)/.shown
 	@echo "Detections on held-out pictures: $(RUN)/sheet.jpg"
-	@echo "Measured: $(RUN)/metrics.json    To train again: make clean demo"
+	@echo "Measured: $(RUN)/test/metrics.json    To train again: make clean demo"
 
 test: lint
 	@echo "== pytest"
@@ -72,7 +72,7 @@ $(INSTALLED): pyproject.toml
 # best.pt appears after the first epoch, so it does not tell a finished training: the stamps do.
 $(RUN)/.trained: | $(INSTALLED)
 	@echo "== training on generated pictures of digits: at most 5 minutes on 2 CPU cores"
-	@$(BIN)/python tools/train.py configs/quickstart.yaml
+	@$(BIN)/python tools/train.py $(if $(wildcard $(RUN)/last.pt),--resume $(RUN),configs/quickstart.yaml)
 	@touch $@
 
 $(RUN)/.tested: $(RUN)/.trained
