@@ -263,7 +263,7 @@ def test_frozen_stages_are_torchvisions_trainable_layers(trainable_layers):
     [(0, 5), (1, 4), (2, 3), (5, 0)],
 )
 def test_norms_of_frozen_stages_keep_their_statistics(frozen_stages, changing):
-    net = create_backbone("resnet18", width=8, frozen_stages=frozen_stages).eval().train()
+    net = create_backbone("resnet18", width=8, frozen_stages=frozen_stages)
     before = copy.deepcopy(net.state_dict())
     net(torch.randn(2, 3, 64, 64))
     changed = {

@@ -247,6 +247,13 @@ def test_a_deeper_networks_weights_are_not_taken_for_ours(tmp_path):
         create_backbone("resnet50", width=8, weights=path)
 
 
+def test_a_classifier_takes_no_more_than_it_has(tmp_path, state):
+    path = tmp_path / "net.pth"
+    torch.save({**state, "fc.scale": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"do not fit resnet18: 1 unexpected \(fc.scale\)"):
+        create_classifier("resnet18", weights=path)
+
+
 def test_weights_of_another_width_or_class_count_are_explained(tmp_path, state):
     path = tmp_path / "resnet18.pth"
     torch.save(state, path)
