@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+import numpy as np
 import pytest
 import torch
+
+from detkit.config import Recipe, build_recipe
+from detkit.detectors import create_detector
+from detkit.engine.checkpoint import Checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,3 +36,132 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of three classes (ids 2, 5, 9) with random weights that finds something."""
+    recipe = build_recipe(
+        {
+            "name": "tiny",
+            "data": {"resize": {"shortest": 64, "longest": 96}},
+            "model": {
+                "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
+                "fpn": {"channels": 16, "extra": None},
+                "rpn": {"anchor_sizes": [[16], [32]], "post_nms_test": 50},
+                "roi": {"hidden": 32, "score_threshold": 0.1},
+            },
+            "test": {"batch_size": 4},
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = create_detector(recipe.model, num_classes=3)
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    save_checkpoint(
+        path,
+        Checkpoint(
+            recipe=recipe,
+            class_names=("cat", "Füße", "dog"),
+            category_ids=(2, 5, 9),
+            weights=detector.state_dict(),
+            epoch=1,
+            metrics={},
+            training=None,
+        ),
+    )
+    return path
+
+
+class TinyData(NamedTuple):
+    """A data set in COCO JSON."""
+
+    annotations: Path
+    images: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """Nine pictures of coloured rectangles, category ids 7, 90 and 300, image ids with gaps.
+
+    One is empty, one has a crowd region, two are of another shape.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    colors = {7: (220, 40, 40), 90: (40, 220, 40), 300: (40, 40, 220)}  # BGR
+    images, annotations = [], []
+    for index in range(9):
+        height, width = (48, 64) if index in (2, 5) else (64, 64)
+        picture = rng.integers(90, 150, (height, width, 3), dtype=np.uint8)
+        image_id, name = 10 * index + 3, f"{index}.png"
+        for _ in range(0 if index == 4 else 2):
+            w, h = rng.integers(14, 30, 2).tolist()
+            x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+            category = int(rng.choice(list(colors)))
+            picture[y : y + h, x : x + w] = colors[category]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(len(annotations) == 6),
+                }
+            )
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        (folder / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / "images" / name), picture)
+    categories = [
+        {"id": i, "name": n} for i, n in zip(colors, ("blue", "green", "red"), strict=True)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    return TinyData(folder / "annotations.json", folder / "images")
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_data: TinyData) -> Callable[..., Recipe]:
+    """`tiny_recipe("key.path=value", ...)`: a small detector to train on `tiny_data`."""
+    source = {
+        "format": "coco",
+        "annotations": str(tiny_data.annotations),
+        "images": str(tiny_data.images),
+    }
+    tree = {
+        "name": "tiny",
+        "data": {
+            "train": source,
+            "val": source,
+            "resize": {"shortest": None, "longest": 64},
+            "augment": {"scale_jitter": [0.8, 1.2], "color": 0.1},
+            "workers": 0,
+        },
+        "model": {
+            "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
+            "fpn": {"channels": 16, "extra": None},
+            "rpn": {
+                "anchor_sizes": [[12], [24]],
+                "samples": 32,
+                "post_nms_train": 40,
+                "post_nms_test": 20,
+            },
+            "roi": {"hidden": 16, "samples": 16, "canonical_size": 24.0, "canonical_level": 3},
+        },
+        "train": {
+            "epochs": 4,
+            "batch_size": 3,
+            "optimizer": {"name": "adamw", "lr": 3e-3},
+            "schedule": {"name": "cosine", "warmup_steps": 2},
+            "ema": {"decay": 0.9, "warmup_steps": 5},
+            "clip_norm": 5.0,
+            "amp": "off",
+            "log_every": 1,
+        },
+        "test": {"batch_size": 4},
+    }
+
+    def make(*overrides: str) -> Recipe:
+        return build_recipe(tree, overrides)
+
+    return make

@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> None:
     """Evaluate on data.test, or data.val, and write metrics.json and detections.json."""
     parser = argparse.ArgumentParser(description="Measure a checkpoint on its test data.")
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to its recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="changes to its recipe"
+    )
     parser.add_argument("--out", help="folder to write to (default: test/ beside the checkpoint)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
@@ -31,7 +33,10 @@ def main(arguments: list[str]) -> None:
     checkpoint = load_checkpoint(options.checkpoint, options.overrides)
     source = checkpoint.recipe.data.test or checkpoint.recipe.data.val
     if source is None:
-        raise ConfigError("the recipe names no data.test and no data.val; set data.test.annotations=...")
+        raise ConfigError(
+            "the recipe names no data.test and no data.val; set data.test.format=coco "
+            "data.test.annotations=FILE data.test.images=FOLDER"
+        )
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
     dtype = amp_dtype(checkpoint.recipe.test.amp, device)
     with process_group(device):
@@ -45,7 +50,9 @@ def main(arguments: list[str]) -> None:
             folder = Path(options.out) if options.out else Path(options.checkpoint).parent / "test"
             records = coco_results(outcome.detections, dataset.category_ids.tolist())
             write_atomically(folder / "detections.json", json.dumps(records))
-            write_atomically(folder / "metrics.json", json.dumps(outcome.result.as_dict(), indent=1))
+            write_atomically(
+                folder / "metrics.json", json.dumps(outcome.result.as_dict(), indent=1)
+            )
             print(f"{outcome.result.summary()}\n\n{outcome.result.table()}\n\nwritten to {folder}")
 
 

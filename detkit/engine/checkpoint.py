@@ -7,7 +7,6 @@ kept), "epoch", "metrics"; and in `last.pt` also "training", from which training
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +89,13 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
         raise ValueError(f"no checkpoint at {path}{hint}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # its message is advice on how to run the code in the file
-        raise ValueError(
-            f"{path} is no checkpoint, or holds more than tensors and plain values; give a "
-            "best.pt or last.pt"
-        ) from None
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        reason = str(error).partition("\n")[0].strip() or type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint ({reason[:120]})") from None
+        reason = type(error).__name__  # whose own message is advice to run the code in the file
+        if isinstance(error, (RuntimeError, OSError)):
+            reason = str(error).partition("\n")[0][:120]
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason}); give the best.pt or last.pt of a run"
+        ) from None
     if not isinstance(content, dict) or not {"format", "recipe", "model"} <= content.keys():
         raise ValueError(f"{path} is not a detkit checkpoint; train one with tools/train.py")
     if content["format"] != FORMAT:

@@ -41,15 +41,15 @@ class RunLog:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a log up to a step; a last line that was cut off by a kill is dropped."""
+    """The lines of a log up to a step; a last line that a kill cut off is dropped, or ended."""
     if step == 0 or not path.is_file():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
         if record["step"] <= step:
-            kept.append(line)
+            kept.append(f"{line}\n")
     return kept
