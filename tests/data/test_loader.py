@@ -131,6 +131,17 @@ def test_batches_hold_one_shape_where_they_can(dataset: CocoDataset):
     assert mixed == 4  # what it would be in the file's order
 
 
+def test_shapes_come_in_random_order():
+    sampler = AspectBatchSampler(
+        np.array([[30, 40]] * 16 + [[40, 30]] * 16), batch_size=4, seed=0, shuffle=True
+    )
+    first = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        first.add(next(iter(sampler))[0][0] < 16)
+    assert first == {True, False}
+
+
 def test_aspect_groups_by_hand():
     sizes = np.array([[480, 640], [400, 600], [640, 480], [720, 1280], [500, 500], [100, 400]])
     assert aspect_groups(sizes).tolist() == [1, 1, -1, 2, 0, 4]
