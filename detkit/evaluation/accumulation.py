@@ -270,8 +270,6 @@ def _draw(
     recall = true / num_truths.reshape(-1)[segment]
     level = np.searchsorted(RECALL_GRID, recall, side="right") - 1
     first = run_starts(segment, level)
-    if not len(first):
-        return
     curve, category = np.divmod(segment[first], num_categories)
     level = level[first]
     best = np.maximum.reduceat(true / (false + true + np.spacing(1.0)), first)

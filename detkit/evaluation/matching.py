@@ -201,8 +201,6 @@ def match(
     # pycocotools notes a match by the truth's id, so that it takes id 0 for none
     taken &= ~np.where(truths.id_is_zero[entries.truth], counts, np.uint64(0))
     first = run_starts(entries.detection)
-    if not len(first):
-        return Matches(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.uint64))
     detection = entries.detection[first]
     positive = np.bitwise_or.reduceat(taken & counts, first)
     anything = np.bitwise_or.reduceat(taken, first)

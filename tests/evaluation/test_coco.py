@@ -123,6 +123,11 @@ EDGES: dict[str, tuple[Record, list[Record], Record]] = {
         [detection([0, 0, 10, 10], 0.9), detection([0, 2.5, 10, 10], 0.8)],
         {},
     ),
+    "equal overlaps: the later truth, and none is left for the next": (
+        dataset(truth([0, 0, 10, 10]), truth([4, 0, 10, 10])),
+        [detection([2, 0, 10, 10], 0.9), detection([4, 0, 10, 10], 0.8)],
+        {},
+    ),
     "equal scores in an image and over images": (
         dataset(truth(image=2), truth(image=1), images=(2, 1)),
         [detection([0, 90, 5, 5], image=2), detection(image=2), detection(image=1)] * 2,
@@ -167,6 +172,11 @@ EDGES: dict[str, tuple[Record, list[Record], Record]] = {
         dataset(truth(), truth([50, 0, 10, 10])),
         [detection(), detection([9, 9, 4, 4], 0.9)],
         {"iou_thresholds": [0.0, 1.0]},
+    ),
+    "threshold 1 and an overlap that rounding left below": (
+        dataset(truth(), truth([50, 0, 10, 10])),
+        [detection([0, 0, 10, 10 - 1e-11]), detection([50, 0, 10, 10 - 1e-8], 0.4)],
+        {"iou_thresholds": [1.0]},
     ),
     "a single threshold": (dataset(truth()), [detection()], {"iou_thresholds": [0.75]}),
     "thresholds unsorted and repeated": (
