@@ -140,6 +140,20 @@ def test_colours_stand_off_from_their_surroundings(grey: int) -> None:
         assert contrast >= synthetic.CONTRAST[0]
 
 
+def test_the_edge_of_an_outlined_digit_stands_off_too() -> None:
+    alpha, inner = np.zeros((2, 30, 30), np.float32)
+    alpha[5:25, 5:25], inner[8:22, 8:22] = 1, 1
+    grey, edge, fill = (128, 128, 128), (6, 6), (15, 15)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        color, _ = synthetic._paint(rng, plain_canvas(), alpha, inner, 50, 50)
+        colors = np.array([grey, color[edge], color[fill]], np.float32)
+        lab = cv2.cvtColor(np.clip(colors, 0, 255)[None] / 255, cv2.COLOR_BGR2LAB)[0]
+        # Shading inside a digit may take a little of the contrast again.
+        assert np.linalg.norm(lab[1] - lab[0]) > 0.9 * synthetic.CONTRAST[0]
+        assert np.linalg.norm(lab[1] - lab[2]) > 0.4 * synthetic.CONTRAST[0]
+
+
 def test_every_typeface_draws_every_character() -> None:
     for typeface in synthetic.TYPEFACES:
         shapes = [synthetic._printed(c, typeface) for c in "0123456789" + synthetic.DISTRACTORS]
