@@ -32,8 +32,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
         sys.stdout.flush()  # a closed pipe must show here, not in the interpreter's last breath
-    except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        _leave(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", INTERRUPTED)
     except BrokenPipeError:  # the reader has gone (`| head`): nobody is left to tell
         _forget_output()
         sys.exit(BROKEN_PIPE)

@@ -38,8 +38,13 @@ def main(arguments: list[str]) -> None:
             "name=other_name, or replace it with --overwrite"
         )
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-    with process_group(device):
-        train(recipe, folder=folder, device=device, resume=bool(options.resume))
+    try:
+        with process_group(device):
+            train(recipe, folder=folder, device=device, resume=bool(options.resume))
+    except KeyboardInterrupt:
+        if (folder / "last.pt").exists():
+            raise KeyboardInterrupt(f"go on with --resume {folder}") from None
+        raise
 
 
 if __name__ == "__main__":

@@ -171,13 +171,19 @@ def _train_epoch(
             record = {f"loss/{name}": value for name, value in values.items()}
             record |= {"lr": rate, "time/step": spent, "time/data": waited}
             log.write("step", state.step, record)
-        bar.set_postfix_str(
-            f"epoch {state.epoch + 1}/{config.epochs} loss {sum(values.values()):.3f} "
-            f"lr {rate:.2g}" + (f" AP {state.best:.3f}" if state.best >= 0 else ""),
-            refresh=False,
-        )
+        bar.set_postfix_str(_progress(state, values, rate, config.epochs), refresh=False)
         bar.update()
         waiting = time.perf_counter()
+
+
+def _progress(state: State, losses: Mapping[str, float], rate: float, epochs: int) -> str:
+    """What stands behind the progress bar, the most interesting first: a narrow window cuts it."""
+    parts = [f"epoch {state.epoch + 1}/{epochs}", f"loss {sum(losses.values()):.3f}"]
+    if state.best >= 0:
+        parts.append(f"best AP {state.best:.3f}")
+    parts.append(f"lr {rate:.2g}")
+    parts += [f"{name} {value:.2f}" for name, value in losses.items()]
+    return " ".join(parts)
 
 
 def _finite(losses: Mapping[str, Tensor], batch: Batch, state: State) -> dict[str, float]:
