@@ -24,7 +24,9 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         write_atomically(self.path, "".join(_lines_until(self.path, resume_step)))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        # Ctrl-C inside the queue's lock can make the board's thread miss the call to end: close()
+        # then waits until it looks again, by default after two minutes
+        self._board = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=5)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Add one record, e.g. `write("step", 120, {"loss/rpn/box": 0.1})`."""
