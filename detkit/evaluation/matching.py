@@ -135,7 +135,7 @@ def find_candidates(
     parts = []
     for chunk in _chunks(count):
         detection, truth = _expand(position[chunk], first[chunk], count[chunk])
-        iou = _overlaps(
+        iou = overlaps(
             found.boxes.take(detection, axis=0),  # a row at a time: much faster than indexing
             truths.boxes.take(truth, axis=0),
             truths.crowd[truth],
@@ -165,7 +165,7 @@ def _expand(position: Ints, first: Ints, count: Ints) -> tuple[Ints, Ints]:
     return np.repeat(position, count), truth
 
 
-def _overlaps(boxes: Floats, truths: Floats, crowd: Bools) -> Floats:
+def overlaps(boxes: Floats, truths: Floats, crowd: Bools) -> Floats:
     """IoU of pairs of xywh boxes, `[P]`; with a crowd, the part of the detection inside it.
 
     The order of the operations is that of `bbIou` in pycocotools' maskApi.c, to the last bit.

@@ -339,6 +339,7 @@ def test_area_and_crowd_have_defaults(tmp_path, pycocotools, assert_same):
     assert_same(evaluate(tmp_path, data, [detection([0, 0, 40, 40])]), full)
 
 
+@pytest.mark.filterwarnings("error")
 def test_areas_too_small_for_float64_do_not_overlap(tmp_path):
     speck = [0, 0, 1e-200, 1e-200]  # its area is 0, its overlap with itself 0 / 0
     assert evaluate(tmp_path, dataset(truth(speck)), [detection(speck)]).stats[0] == 0
