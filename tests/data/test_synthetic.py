@@ -15,7 +15,18 @@ import pytest
 from pycocotools.coco import COCO
 
 from detkit.data import synthetic
-from detkit.data.synthetic import Canvas, default_cache, render_scene, write_synthetic
+from detkit.data.synthetic import (
+    colors,
+    default_cache,
+    distractors,
+    glyphs,
+    render_scene,
+    write_synthetic,
+    writer,
+)
+from detkit.data.synthetic.canvas import Canvas
+from detkit.data.synthetic.digits import draw_digit
+from detkit.data.synthetic.scene import MAX_DIGITS
 
 SMALL = (96, 128)
 
@@ -44,7 +55,7 @@ def test_boxes_are_tight_around_the_ink() -> None:
     drawn = 0
     for seed in range(150):
         canvas = plain_canvas()
-        synthetic._draw_digit(np.random.default_rng(seed), canvas)
+        draw_digit(np.random.default_rng(seed), canvas)
         for x1, y1, x2, y2 in canvas.boxes:
             # Half ink is at least 16 units of lightness away from the grey, so this sees the
             # pixels of the box and at most one of the soft edge around them.
@@ -72,7 +83,7 @@ def test_classes_are_even_and_some_images_are_empty(scenes: list[synthetic.Scene
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
     empty = sum(len(scene.labels) == 0 for scene in scenes)
     assert 1 <= empty <= 12  # 3 % of 150 is 4.5
-    assert max(len(scene.labels) for scene in scenes) <= synthetic.MAX_DIGITS
+    assert max(len(scene.labels) for scene in scenes) <= MAX_DIGITS
 
 
 def test_sizes_span_the_range_and_small_ones_prevail(scenes: list[synthetic.Scene]) -> None:
@@ -134,10 +145,10 @@ def test_a_digit_at_the_border_keeps_its_visible_box() -> None:
 def test_colours_stand_off_from_their_surroundings(grey: int) -> None:
     around = np.full((50, 3), grey, np.float32)
     for seed in range(30):
-        color, contrast = synthetic._standing_off(np.random.default_rng(seed), around)
+        color, contrast = colors._standing_off(np.random.default_rng(seed), around)
         lab = cv2.cvtColor(np.stack([color, around[0]])[None] / 255, cv2.COLOR_BGR2LAB)[0]
         assert np.linalg.norm((lab[0] - lab[1]) * (1, 0.4, 0.4)) == pytest.approx(contrast, 1e-3)
-        assert contrast >= synthetic.CONTRAST[0]
+        assert contrast >= colors.CONTRAST[0]
 
 
 def test_the_edge_of_an_outlined_digit_stands_off_too() -> None:
@@ -146,17 +157,17 @@ def test_the_edge_of_an_outlined_digit_stands_off_too() -> None:
     grey, edge, fill = (128, 128, 128), (6, 6), (15, 15)
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        color, _ = synthetic._paint(rng, plain_canvas(), alpha, inner, 50, 50)
-        colors = np.array([grey, color[edge], color[fill]], np.float32)
-        lab = cv2.cvtColor(np.clip(colors, 0, 255)[None] / 255, cv2.COLOR_BGR2LAB)[0]
+        color, _ = colors.paint(rng, plain_canvas(), alpha, inner, 50, 50)
+        seen = np.array([grey, color[edge], color[fill]], np.float32)
+        lab = cv2.cvtColor(np.clip(seen, 0, 255)[None] / 255, cv2.COLOR_BGR2LAB)[0]
         # Shading inside a digit may take a little of the contrast again.
-        assert np.linalg.norm(lab[1] - lab[0]) > 0.9 * synthetic.CONTRAST[0]
-        assert np.linalg.norm(lab[1] - lab[2]) > 0.4 * synthetic.CONTRAST[0]
+        assert np.linalg.norm(lab[1] - lab[0]) > 0.9 * colors.CONTRAST[0]
+        assert np.linalg.norm(lab[1] - lab[2]) > 0.4 * colors.CONTRAST[0]
 
 
 def test_every_typeface_draws_every_character() -> None:
-    for typeface in synthetic.TYPEFACES:
-        shapes = [synthetic._printed(c, typeface) for c in "0123456789" + synthetic.DISTRACTORS]
+    for typeface in glyphs.TYPEFACES:
+        shapes = [glyphs.printed(c, typeface) for c in "0123456789" + distractors.DISTRACTORS]
         assert all(shape.max() > 0.9 for shape in shapes)
         digits = [cv2.resize(shape, (32, 48)) for shape in shapes[:10]]
         for first in range(10):
@@ -167,7 +178,7 @@ def test_every_typeface_draws_every_character() -> None:
 def test_hand_drawn_digits_differ_and_fill_their_height() -> None:
     rng = np.random.default_rng(0)
     for digit in "0123456789":
-        first, second = (synthetic._hand_drawn(rng, digit, 80) for _ in range(2))
+        first, second = (glyphs.hand_drawn(rng, digit, 80) for _ in range(2))
         assert 64 <= first.shape[0] <= 88
         assert first.shape != second.shape or not np.array_equal(first, second)
 
@@ -235,7 +246,7 @@ def write_small(root: Path) -> synthetic.SyntheticPaths:
 def test_a_second_call_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write_small(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(synthetic, "_write_split", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(writer, "_write_split", lambda *_, **__: pytest.fail("drawn again"))
     assert write_small(tmp_path) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
 
@@ -254,7 +265,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(synthetic, "_coco_document", fail)  # the images are written by then
+    monkeypatch.setattr(writer, "_coco_document", fail)  # the images are written by then
     with pytest.raises(OSError, match="no space left"):
         write_small(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -282,21 +293,21 @@ def test_the_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(list((private / "images").glob("*.jpg"))) == 5
         return dumps(document)
 
-    monkeypatch.setattr(synthetic.json, "dumps", check)
+    monkeypatch.setattr(writer.json, "dumps", check)
     assert write_small(tmp_path).annotations_json_path.is_file()
 
 
 def test_the_loser_of_a_race_takes_the_winners_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = synthetic._publish
+    publish = writer._publish
 
     def publish_second(private: Path, folder: Path) -> None:
         (folder / "images").mkdir(parents=True)
         (folder / "annotations.json").write_text("of the winner")
         publish(private, folder)
 
-    monkeypatch.setattr(synthetic, "_publish", publish_second)
+    monkeypatch.setattr(writer, "_publish", publish_second)
     paths = write_small(tmp_path)
     assert paths.annotations_json_path.read_text() == "of the winner"
     assert list(tmp_path.iterdir()) == [paths.images_folder.parent]
@@ -311,11 +322,11 @@ def test_writers_at_once_agree(tmp_path: Path) -> None:
         start.wait()
         results.append(write_small(tmp_path / "together"))
 
-    writers = [threading.Thread(target=write) for _ in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(results) == 4 and len(set(results)) == 1
     assert list((tmp_path / "together").iterdir()) == [results[0].images_folder.parent]
     assert files(tmp_path / "together") == files(alone.images_folder.parent.parent)
