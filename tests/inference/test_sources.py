@@ -1,0 +1,211 @@
+"""What comes out of pictures, folders and videos, good and bad."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detkit.inference.sources import ImageFiles, Video, open_source
+
+SIZE = (64, 48)  # width, height
+RED = np.full((SIZE[1], SIZE[0], 3), (0, 0, 255), np.uint8)  # as OpenCV writes it: BGR
+
+
+def write_video(path: Path, frames: int) -> Path:
+    """Red frames; the n-th has 4 n green columns."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, SIZE)
+    for index in range(frames):
+        frame = RED.copy()
+        frame[:, : 4 * index] = (0, 255, 0)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_single_picture(tmp_path: Path) -> None:
+    path = tmp_path / "a.PNG"
+    cv2.imwrite(str(path), RED)
+    with open_source(str(path)) as source:
+        (frame,) = source
+    assert (frame.name, frame.index, frame.path) == ("a.PNG", 0, path)
+    assert frame.image[0, 0].tolist() == [255, 0, 0]
+
+
+def test_picture_is_told_by_its_content_too(tmp_path: Path) -> None:
+    path = tmp_path / "photo"
+    path.write_bytes(cv2.imencode(".jpg", RED)[1].tobytes())
+    assert [frame.name for frame in open_source(str(path))] == ["photo"]
+
+
+def test_single_broken_picture_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.jpg: broken, truncated or not an image"):
+        list(open_source(str(path)))
+
+
+def test_folder_gives_the_pictures_directly_in_it_by_name(tmp_path: Path) -> None:
+    (tmp_path / "below.png").mkdir()
+    for name in ("b.png", "a.jpg", "C.JPEG", ".hidden.png", "below.png/d.png"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", RED)[1].tobytes())
+    (tmp_path / "notes.txt").write_text("no picture")
+    source = open_source(str(tmp_path))
+    assert isinstance(source, ImageFiles) and len(source) == 3
+    assert [(frame.name, frame.index) for frame in source] == [
+        ("C.JPEG", 0), ("a.jpg", 1), ("b.png", 2),
+    ]  # fmt: skip
+
+
+def test_unreadable_pictures_in_a_folder_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "c.png"):
+        cv2.imwrite(str(tmp_path / name), RED)
+    (tmp_path / "b.png").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    assert isinstance(source, ImageFiles)
+    assert [frame.name for frame in source] == ["a.png", "c.png"]
+    assert source.skipped == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped: cannot read image {tmp_path / 'b.png'}: the file is empty"
+    ]
+
+
+def test_folder_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no pictures directly in folder .*known are .*\.jpg"):
+        open_source(str(tmp_path))
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 2 pictures can be read"):
+        list(open_source(str(tmp_path)))
+
+
+def test_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", 6)
+    with open_source(str(path)) as source:
+        assert isinstance(source, Video)
+        frames = list(source)
+        assert list(source) == []  # it is over
+    assert (source.name, source.path, source.live) == ("clip.mp4", path, False)
+    assert (source.fps, source.announced) == (12.5, 6)
+    assert [(frame.name, frame.index, frame.path) for frame in frames] == [
+        ("clip.mp4", index, None) for index in range(6)
+    ]
+    for frame in frames:  # each once, in order, RGB
+        assert frame.image.shape == (48, 64, 3)
+        is_green = frame.image[24, :, 1] > 128
+        assert int(is_green.sum()) == pytest.approx(4 * frame.index, abs=1)
+        assert frame.image[24, 40:, 0].min() > 200
+
+
+def test_truncated_video_ends_where_it_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, SIZE)
+    for _ in range(40):  # long enough for a header at the start
+        writer.write(np.random.default_rng(0).integers(0, 256, RED.shape, dtype=np.uint8))
+    writer.release()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with open_source(str(path)) as source, caplog.at_level(logging.WARNING):
+        assert isinstance(source, Video)
+        count = len(list(source))
+    assert 15 <= count <= 25
+    assert caplog.messages == [f"clip.avi ends after {count} of 40 frames"]
+
+
+@pytest.mark.parametrize("content", [b"", b"This is no video.\n" * 100, b"\0" * 5000])
+@pytest.mark.parametrize("name", ["clip.mp4", "notes.txt", "1.avi"])
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="neither a picture nor a video") as caught:
+        open_source(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_video_without_frames_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", 0)
+    with pytest.raises(ValueError, match=r"clip\.mp4"):
+        open_source(str(path))
+
+
+class EmptyCapture:
+    """Opens, and has nothing to give."""
+
+    def __init__(self, address: object) -> None:
+        self.released = False
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, key: int) -> float:
+        return float("nan")
+
+    def set(self, key: int, value: float) -> bool:
+        return False
+
+    def read(self) -> tuple[bool, None]:
+        return False, None
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_camera_without_a_frame_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", EmptyCapture)
+    with pytest.raises(ValueError, match="camera-0 opens, but gives no frame"):
+        open_source("0")
+
+
+class EndlessCapture(EmptyCapture):
+    """A camera that says nothing sensible about its pace."""
+
+    def read(self) -> tuple[bool, np.ndarray]:  # type: ignore[override]
+        return True, RED
+
+
+@pytest.mark.parametrize("address", ["0", "rtsp://camera/1"])
+def test_camera_and_stream_are_live(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", EndlessCapture)
+    with open_source(address) as source:
+        assert isinstance(source, Video)
+        assert source.live and source.fps is None and source.announced is None
+        frames = iter(source)
+        assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+    assert source._capture.released  # type: ignore[attr-defined]
+
+
+def test_absent_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file or folder no/such\.jpg; give"):
+        open_source("no/such.jpg")
+    with pytest.raises(ValueError, match="cannot open camera 99: there is none"):
+        open_source("99")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/clip.mp4"
+        with pytest.raises(ValueError, match=f"cannot open stream {url}"):
+            open_source(url)
+
+
+def test_real_video(shared_data: Path) -> None:
+    with open_source(str(shared_data / "video" / "plant_short.mp4")) as source:
+        assert isinstance(source, Video)
+        assert source.fps == pytest.approx(30.02, abs=0.01)
+        frames = list(source)
+    assert len(frames) == 36 and frames[-1].image.shape == (240, 320, 3)
+
+
+def test_odd_pictures_are_read_or_skipped(shared_data: Path) -> None:
+    source = open_source(str(shared_data / "odd"))
+    assert isinstance(source, ImageFiles)
+    names = {frame.name for frame in source}
+    assert len(names) + source.skipped == len(source) == 25
+    assert {"cmyk.jpg", "gray16.png", "two_pictures.mpo", "animated.gif"} <= names
+    assert "truncated.jpg" not in names

@@ -1,0 +1,306 @@
+"""The demo from end to end, on a detector that has learnt nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+
+import detkit
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo" / "demo.py"
+LOW = ["--threshold", "0.3", "--device", "cpu"]  # it is never sure
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module  # where its dataclass looks for its annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """In a folder of its own, which the demo writes to."""
+    return Path(shutil.copy(tiny_checkpoint, tmp_path / "best.pt"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures and a broken one."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        picture = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{index}.png"), picture)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def write_video(path: Path, frames: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def length(path: Path) -> int:
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        count += 1
+    return count
+
+
+def test_picture_goes_beside_the_checkpoint(
+    demo: ModuleType, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder / "0.png"
+    before = source.read_bytes()
+    demo.main([str(checkpoint), str(source), *LOW])
+    written = checkpoint.parent / "demo" / "0.png"
+    found = detkit.load(checkpoint, device="cpu")(source, score_threshold=0.3)
+    picture = cv2.imread(str(written))
+    assert len(found) and picture.shape == (60, 90, 3)
+    assert not np.array_equal(picture, cv2.imread(str(source))) and source.read_bytes() == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"pictures: 1, detections of score 0.3 or more: {len(found)}"
+    assert re.fullmatch(
+        r"pictures per second on cpu: \d+\.\d\d detector alone, "
+        r"\d+\.\d\d with reading, drawing and writing", lines[1],
+    )  # fmt: skip
+    assert lines[2:] == [f"written: {checkpoint.parent / 'demo'}"]
+
+
+def test_folder_with_json_and_sheet(
+    demo: ModuleType,
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results, sheet = tmp_path / "json" / "found.json", tmp_path / "sheet.jpg"
+    options = ["--out", str(tmp_path / "out"), "--save-json", str(results), "--sheet", str(sheet)]
+    demo.main([str(checkpoint), str(folder), *LOW, *options])
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "1.png", "2.png"]
+    assert cv2.imread(str(sheet)).shape == (240 + 16, 3 * 368 + 8, 3)
+
+    predictor = detkit.load(checkpoint, device="cpu")
+    records = json.loads(results.read_text(encoding="utf-8"))
+    expected = []
+    for index in range(3):
+        found = predictor(folder / f"{index}.png", score_threshold=0.3)
+        x1, y1, x2, y2 = found.boxes.double().unbind(1)
+        boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).tolist()
+        for box, label, score in zip(boxes, found.labels, found.scores, strict=True):
+            expected.append(
+                {
+                    "file_name": f"{index}.png",
+                    "category_id": {0: 2, 1: 5, 2: 9}[int(label)],
+                    "category": ("cat", "Füße", "dog")[int(label)],
+                    "bbox": box,
+                    "score": float(score),
+                }
+            )
+    assert records == expected and len(records) > 3
+    output = capsys.readouterr().out
+    assert output.startswith(f"pictures: 3, detections of score 0.3 or more: {len(records)}, ")
+    assert "pictures that cannot be read: 1" in output
+    assert all(f"written: {path}" in output for path in (tmp_path / "out", results, sheet))
+
+
+def test_video_stays_a_video(
+    demo: ModuleType, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, results = write_video(tmp_path / "clip.avi", 6), tmp_path / "found.json"
+    demo.main(
+        [str(checkpoint), str(source), *LOW, "--max-frames", "4", "--save-json", str(results)]
+    )
+    written = tmp_path / "demo" / "clip.mp4"
+    assert length(written) == 4
+    assert cv2.VideoCapture(str(written)).get(cv2.CAP_PROP_FPS) == 12.5
+    records = json.loads(results.read_text(encoding="utf-8"))
+    assert {(record["file_name"], record["frame"]) for record in records} == {
+        ("clip.avi", index) for index in range(4)
+    }
+    assert capsys.readouterr().out.startswith("frames: 4, ")
+
+
+class FakeWindow:
+    """Shows two frames and is closed."""
+
+    shown = 0
+
+    def __init__(self, *, wait: bool) -> None:
+        self.wait = wait
+
+    def show(self, picture: np.ndarray) -> bool:
+        FakeWindow.shown += 1
+        return FakeWindow.shown < 2
+
+    def __enter__(self) -> FakeWindow:
+        return self
+
+    def __exit__(self, *arguments: object) -> None: ...
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_window_ends_the_run_and_replaces_files(
+    demo: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: bool
+) -> None:
+    monkeypatch.setattr(demo, "Window", FakeWindow)
+    monkeypatch.setattr(FakeWindow, "shown", 0)
+    source = write_video(tmp_path / "clip.avi", 6)
+    options = ["--out", str(tmp_path / "out.mp4")] if out else []
+    demo.main([str(checkpoint), str(source), *LOW, "--show", *options])
+    assert FakeWindow.shown == 2
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "clip.avi", *["out.mp4"] * out]
+    if out:
+        assert length(tmp_path / "out.mp4") == 2
+
+
+def test_interrupt_keeps_what_was_done(
+    demo: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw, calls = demo.draw_detections, []
+
+    def interrupt(*arguments: object) -> np.ndarray:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(demo, "draw_detections", interrupt)
+    source, results = write_video(tmp_path / "clip.avi", 6), tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        demo.main([str(checkpoint), str(source), *LOW, "--save-json", str(results)])
+    assert length(tmp_path / "demo" / "clip.mp4") == 3
+    assert {record["frame"] for record in json.loads(results.read_text())} == {0, 1, 2}
+    assert capsys.readouterr().out.startswith("frames: 3, ")
+
+
+def test_failure_leaves_no_file(
+    demo: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: object) -> np.ndarray:
+        raise ValueError("boxes")
+
+    monkeypatch.setattr(demo, "draw_detections", fail)
+    source, results = write_video(tmp_path / "clip.avi", 3), tmp_path / "found.json"
+    with pytest.raises(ValueError, match="boxes"):
+        demo.main([str(checkpoint), str(source), *LOW, "--save-json", str(results)])
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "clip.avi"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["no/such.jpg"], "no file or folder no/such.jpg"),
+        (["{folder}", "--out", "{folder}"], "0.png is the source itself"),
+        (["{folder}/0.png", "--save-json", "{folder}/0.png"], "0.png is the source itself"),
+        (["{folder}/0.png", "--sheet", "{folder}/0.png"], "0.png is the source itself"),
+        (["{folder}/0.png", "--save-json", "{folder}"], "pictures is a folder; name a file"),
+        (["{folder}/0.png", "--sheet", "sheet.txt"], "cannot write a picture as sheet.txt"),
+        (["{folder}/0.png", "--weights", "coco"], "has its own"),
+        (["{folder}/broken.jpg"], "broken.jpg: broken, truncated or not an image"),
+    ],
+)
+def test_mistakes_are_named_and_write_nothing(
+    demo: ModuleType, checkpoint: Path, folder: Path, options: list[str], message: str
+) -> None:
+    def content() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in checkpoint.parent.rglob("*") if p.is_file()}
+
+    before = content()
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        demo.main([str(checkpoint), *(option.format(folder=folder) for option in options)])
+    assert "\n" not in str(caught.value) and content() == before
+
+
+@pytest.mark.parametrize(
+    "options", [["--threshold", "1.5"], ["--threshold", "x"], ["--max-frames", "0"]]
+)
+def test_numbers_out_of_range_are_usage_errors(
+    demo: ModuleType, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["best.pt", "a.jpg", *options])
+    assert caught.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(DEMO), *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DETKIT_DEBUG": "",
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_command(checkpoint: Path, folder: Path) -> None:
+    process = start(checkpoint, folder / "1.png", *LOW)
+    output, errors = process.communicate(timeout=240)
+    assert (process.returncode, errors) == (0, "")
+    assert f"written: {checkpoint.parent / 'demo'}" in output
+    assert (checkpoint.parent / "demo" / "1.png").is_file()
+
+
+def test_command_says_one_line_of_a_mistake(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever OpenCV and FFmpeg would like to add."""
+    notes = tmp_path / "notes.mp4"
+    notes.write_bytes(b"\0\0\0\x20ftypisom no video")
+    sources = {"99": "error: cannot open camera 99: ", notes: "error: cannot read "}
+    processes = [start(checkpoint, source) for source in sources]  # together: starting takes long
+    for process, message in zip(processes, sources.values(), strict=True):
+        output, errors = process.communicate(timeout=240)
+        assert (process.returncode, output) == (2, "")
+        assert errors.startswith(message) and errors.count("\n") == 1
+
+
+def test_command_finishes_its_film_on_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "clip.avi", 3000)  # minutes of work
+    process = start(checkpoint, source, *LOW)
+    written = tmp_path / "demo" / "clip.mp4"
+    limit = time.monotonic() + 240
+    while not list(tmp_path.glob("demo/.clip.*.mp4")) and time.monotonic() < limit:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)  # some frames
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    frames = int(output.split(":")[1].split(",")[0])
+    assert output.startswith("frames: ") and 0 < frames < 3000
+    assert length(written) in (frames, frames + 1)  # it may come between writing and counting
+    assert os.listdir(tmp_path / "demo") == ["clip.mp4"]
