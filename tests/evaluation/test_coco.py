@@ -128,6 +128,18 @@ EDGES: dict[str, tuple[Record, list[Record], Record]] = {
         [detection([2, 0, 10, 10], 0.9), detection([4, 0, 10, 10], 0.8)],
         {},
     ),
+    "equal overlaps in more images than an unstable sort leaves in order": (
+        dataset(
+            *(truth([x, 0, 10, 10], image) for image in range(200) for x in (0, 4)),
+            images=range(200),
+        ),
+        [
+            detection([x, 0, 10, 10], score, image)
+            for image in range(200)
+            for x, score in ((2, 0.9), (4, 0.8))
+        ],
+        {},
+    ),
     "equal scores in an image and over images": (
         dataset(truth(image=2), truth(image=1), images=(2, 1)),
         [detection([0, 90, 5, 5], image=2), detection(image=2), detection(image=1)] * 2,
@@ -257,9 +269,10 @@ def test_random_cases_equal_pycocotools(pycocotools, assert_same, truths, found,
 
 
 def crowded_scene(seed: int, truths: int, detections: int) -> tuple[Record, list[Record]]:
-    """Two images full of boxes of two classes that overlap each other."""
+    """Two images full of boxes of two classes that overlap each other, often equally."""
     rng = np.random.default_rng(seed)
-    boxes = np.concatenate([rng.integers(0, 60, (truths, 2)), rng.integers(8, 60, (truths, 2))], 1)
+    boxes = np.concatenate([rng.integers(0, 5, (truths, 2)), rng.integers(2, 5, (truths, 2))], 1)
+    boxes = 10 * boxes
     records = [
         truth(box, int(rng.integers(1, 3)), int(rng.integers(1, 3)), iscrowd=int(i % 9 == 0))
         for i, box in enumerate(boxes.tolist())
@@ -267,7 +280,7 @@ def crowded_scene(seed: int, truths: int, detections: int) -> tuple[Record, list
     found = []
     for _ in range(detections):
         near = records[rng.integers(truths)]
-        box = (np.array(near["bbox"]) + rng.integers(-4, 5, 4)).tolist()
+        box = (np.array(near["bbox"]) + 5 * rng.integers(-1, 2, 4)).tolist()
         score = round(float(rng.random()), 2)
         found.append(detection(box, score, near["image_id"], near["category_id"]))
     return dataset(*records, images=(1, 2), categories=(1, 2)), found
@@ -329,6 +342,16 @@ def test_repeated_annotation_ids(strict, tmp_path, pycocotools, assert_same):
     else:  # each annotation is what it says
         assert result.per_class()[0].truths == 3
         assert result.stats[0] == pytest.approx(1)
+
+
+def test_repeated_annotation_ids_keep_the_order_of_their_images(tmp_path, pycocotools, assert_same):
+    """The truths of image 1 become: right, left, left again; the order decides equal overlaps."""
+    left, middle, right = [0, 0, 10, 10], [2, 0, 10, 10], [4, 0, 10, 10]
+    data = dataset(
+        truth(id=5, image=2), truth(right, id=6), truth(left, id=5), images=(1, 2), categories=(1,)
+    )
+    found = [detection(middle, 0.9), detection(middle, 0.8), detection(right, 0.7)]
+    assert_same(evaluate(tmp_path, data, found, strict=True), pycocotools(data, found))
 
 
 def test_area_and_crowd_have_defaults(tmp_path, pycocotools, assert_same):
