@@ -1,0 +1,117 @@
+"""What two processes compute together; started by torchrun (see test_distributed.py).
+
+Arguments: a recipe and a folder to write `<rank>.pt` to.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from detkit.config import load_recipe
+from detkit.data import CocoDataset
+from detkit.data.loader import collate
+from detkit.data.transforms import EvalTransform
+from detkit.detectors import Detector, assign, create_detector
+from detkit.engine import distributed
+from detkit.engine.data import build_dataset, eval_loader, train_loader
+from detkit.engine.evaluate import evaluate
+from detkit.engine.train import _parallel
+from detkit.ops import Sample
+from detkit.structures import Batch
+
+CPU = torch.device("cpu")
+
+
+def first_candidates(
+    positive: Tensor, negative: Tensor, *, count: int, positive_fraction: float
+) -> Sample:
+    """In the place of `sample_balanced`: no chance, and the same number in every image."""
+    positives = torch.nonzero(positive)[: int(count * positive_fraction), 0]
+    negatives = torch.nonzero(negative)[: count - len(positives), 0]
+    index = torch.cat([positives, negatives])
+    assert len(index) == count, f"{len(index)} of {count} candidates"
+    return Sample(index, torch.arange(count) < len(positives), torch.ones(count, dtype=torch.bool))
+
+
+def batch_of(dataset: CocoDataset, indices: range) -> Batch:
+    """In float64, so that what differs is a mistake and not rounding."""
+    samples = [EvalTransform(shortest=None, longest=64)(dataset[i], 0) for i in indices]
+    batch = collate(samples)
+    targets = tuple(
+        type(t)(t.boxes.double(), t.labels, t.image_id, t.crowd, t.area)
+        for t in batch.targets or ()
+    )
+    return Batch(batch.images, batch.sizes, batch.original_sizes, targets)
+
+
+def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    model.zero_grad()
+    with patch.object(assign, "sample_balanced", first_candidates):
+        losses = model(batch)
+    sum(losses.values()).backward()
+    return {
+        name.removeprefix("module."): parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def shared_buffers(rank: int) -> Tensor:
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean += rank + 1
+    distributed.share_buffers(norm)
+    return norm.running_mean
+
+
+def counted(detector: Detector) -> Detector:
+    """Its loss is the image id, whose mean tells an image that counts twice or not at all."""
+    detector.losses = lambda features, batch: {  # type: ignore[method-assign]
+        "id": torch.tensor([float(target.image_id) for target in batch.targets or ()]).mean()
+    }
+    return detector
+
+
+def main(recipe_file: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    recipe = load_recipe(recipe_file)
+    assert recipe.data.val is not None
+    with distributed.process_group(CPU):
+        rank = distributed.rank()
+        dataset = build_dataset(recipe.data.val, role="val")
+        torch.manual_seed(0)
+        detector = create_detector(recipe.model, num_classes=3)
+        double = copy.deepcopy(detector).double()
+        result = {
+            "world": distributed.world_size(),
+            "joint": gradients(copy.deepcopy(double), batch_of(dataset, range(8))),
+            "own": gradients(
+                copy.deepcopy(double), batch_of(dataset, range(4 * rank, 4 * rank + 4))
+            ),
+            "shared": gradients(
+                _parallel(double, CPU), batch_of(dataset, range(4 * rank, 4 * rank + 4))
+            ),
+            "buffers": shared_buffers(rank),
+        }
+        loader = eval_loader(recipe, dataset, pin_memory=False)
+        result["read"] = [[t.image_id for t in batch.targets or ()] for batch in loader]
+        outcome = evaluate(counted(detector.eval()), loader, dataset, device=CPU, with_loss=True)
+        result["images"] = sorted(outcome.detections)
+        result["stats"] = outcome.result.stats.tolist()
+        result["scores"] = {i: each.scores for i, each in outcome.detections.items()}
+        result["losses"] = outcome.losses
+        train = train_loader(recipe, dataset, pin_memory=False)
+        train.batch_sampler.set_epoch(1)  # type: ignore[union-attr]
+        result["trained"] = [[t.image_id for t in batch.targets or ()] for batch in train]
+        torch.save(result, Path(folder, f"{rank}.pt"))
+    assert not dist.is_initialized()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
