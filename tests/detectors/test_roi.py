@@ -1,0 +1,200 @@
+"""The second stage's parts: levels and patches against torchvision, box losses by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from detkit.detectors.assign import Assigner
+from detkit.detectors.roi import BoxLoss, RoIAlign
+from detkit.ops import decode, encode, giou_loss
+
+STRIDES = (4, 8, 16, 32)
+
+
+def pool_of(levels=4, **settings):
+    defaults = {
+        "resolution": 7,
+        "sampling_ratio": 2,
+        "aligned": False,
+        "canonical_size": 224.0,
+        "canonical_level": 4,
+    }
+    return RoIAlign(levels, **{**defaults, **settings})
+
+
+def maps_of(height, width, dtype=torch.float32, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(2, channels, height // s, width // s, generator=generator).to(dtype)
+        for s in STRIDES
+    ]
+
+
+def regions(count, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([width, height])
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 1], dim=1)
+
+
+# ------------------------------------------------------------------------------------ levels
+
+
+@pytest.mark.parametrize(
+    ("side", "level"),
+    [
+        (1, 0),  # clamped to the finest
+        (111.9, 0),
+        (112, 1),
+        (223.9, 1),
+        (224, 2),  # the canonical size, on the canonical level,
+        (224 - 1e-5, 2),  # also where rounding took a little off it
+        (224 - 1e-3, 1),
+        (447.9, 2),
+        (448, 3),
+        (5000, 3),  # clamped to the coarsest
+    ],
+)
+def test_level_of_a_square(side, level):
+    box = torch.tensor([[10.0, 10, 10 + side, 10 + side]], dtype=torch.float64)
+    assert pool_of().level_of(box, STRIDES).tolist() == [level]
+
+
+def test_level_depends_on_the_area():
+    boxes = torch.tensor([[0.0, 0, 448, 112], [0, 0, 112, 448], [0, 0, 448, 111]])
+    assert pool_of().level_of(boxes, STRIDES).tolist() == [2, 2, 1]
+    assert pool_of(canonical_size=112.0).level_of(boxes, STRIDES).tolist() == [3, 3, 2]
+    assert pool_of(canonical_level=3).level_of(boxes, STRIDES).tolist() == [1, 1, 0]
+
+
+# ----------------------------------------------------------------------------------- patches
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"resolution": 5},
+        {"sampling_ratio": 0},
+        {"canonical_size": 100.0},
+        {"canonical_level": 5},
+    ],
+    ids=str,
+)
+def test_patches_equal_torchvisions(settings):
+    maps = maps_of(320, 256)
+    boxes = [regions(30, 320, 256, seed=0), regions(20, 300, 250, seed=1)]
+    pool = pool_of(**settings)
+    theirs = MultiScaleRoIAlign(
+        ["0", "1", "2", "3"],
+        pool.resolution,
+        pool.sampling_ratio,
+        canonical_scale=pool.canonical_size,
+        canonical_level=pool.canonical_level,
+    )
+    named = {str(i): each for i, each in enumerate(maps)}
+    expected = theirs(named, boxes, [(320, 256), (300, 250)])
+    assert torch.equal(pool(maps, boxes, (320, 256)), expected)
+    assert len(pool.level_of(torch.cat(boxes), STRIDES).unique()) > 1
+
+
+def test_aligned_patch_shows_where_a_pixel_is():
+    """On a ramp the middle of a region reads its middle; unaligned it reads half a cell more."""
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
+    box = [torch.tensor([[8.0, 8, 40, 40]])]  # cells 2..10 at stride 4, in the middle 6
+    settings = {"levels": 1, "resolution": 1, "sampling_ratio": 4}
+    assert pool_of(**settings, aligned=True)([ramp], box, (64, 64)).item() == 5.5  # x = 6 - 0.5
+    assert pool_of(**settings)([ramp], box, (64, 64)).item() == 6.0
+    expected = roi_align(ramp, box, 1, spatial_scale=0.25, sampling_ratio=4, aligned=True)
+    assert torch.equal(pool_of(**settings, aligned=True)([ramp], box, (64, 64)), expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 224), (800, 1344)])
+def test_stride_of_a_level_comes_from_the_padded_size(size):
+    """Also in tiny pictures, where torchvision takes it from the size without padding."""
+    ramp = torch.arange(size[1] / 4).expand(1, 1, size[0] // 4, -1)
+    box = [torch.tensor([[8.0, 8, 24, 24]])]
+    patch = pool_of(1, resolution=1)([ramp], box, size)
+    assert patch.item() == pytest.approx(4.0)  # (8 + 24) / 2 / 4
+
+
+def test_extra_levels_are_not_used():
+    maps = maps_of(128, 128)
+    boxes = [regions(5, 128, 128, seed=0), torch.zeros(0, 4)]
+    extra = torch.full((2, 3, 2, 2), torch.nan)
+    assert torch.equal(
+        pool_of()([*maps, extra], boxes, (128, 128)), pool_of()(maps, boxes, (128, 128))
+    )
+
+
+def test_no_regions():
+    patches = pool_of()(maps_of(64, 64), [torch.zeros(0, 4)] * 2, (64, 64))
+    assert patches.shape == (0, 3, 7, 7)
+
+
+def test_half_precision_maps_keep_the_coordinates():
+    """In bfloat16 a corner at 301.3 would be at 302: the maps may be coarse, the regions not."""
+    maps = [torch.nn.functional.avg_pool2d(m, 5, 1, 2) for m in maps_of(512, 512, channels=8)]
+    maps = [m.bfloat16() for m in maps]
+    boxes = [regions(50, 500, 500, seed=seed) for seed in (0, 1)]
+    expected = pool_of()([m.float() for m in maps], boxes, (512, 512))
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = pool_of()(maps, boxes, (512, 512))
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def test_box_loss_by_hand():
+    proposal, truth = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[1.0, 0, 11, 10]])
+    loss = BoxLoss("smooth_l1", weight=3.0, beta=0.5)
+    # wanted offsets (0.1, 0, 0, 0) times 10; off by 1 in x: 3 * (1 - 0.5 / 2)
+    assert loss(torch.zeros(1, 4), proposal, truth, (10.0, 10.0, 5.0, 5.0)).item() == pytest.approx(
+        2.25
+    )
+    right = encode(truth, proposal, weights=(10.0, 10.0, 5.0, 5.0))
+    assert loss(right, proposal, truth, (10.0, 10.0, 5.0, 5.0)).item() == 0
+
+
+def test_giou_is_of_decoded_boxes():
+    weights = (10.0, 10.0, 5.0, 5.0)
+    proposals, truths = regions(6, 100, 100, seed=0), regions(6, 100, 100, seed=1)
+    offsets = torch.randn(6, 4, generator=torch.manual_seed(0))
+    found = BoxLoss("giou", weight=2.0, beta=0.0)(offsets, proposals, truths, weights)
+    expected = 2 * giou_loss(decode(offsets, proposals, weights=weights), truths)
+    assert torch.equal(found, expected)
+    right = encode(truths, proposals, weights=weights)
+    assert BoxLoss("giou", weight=2.0, beta=0.0)(right, proposals, truths, weights).max() < 1e-5
+
+
+# ------------------------------------------------------------------------------- assignment
+
+
+def test_assignment_hands_out_the_truth_of_each_candidate(make_target):
+    assigner = Assigner(positive_iou=0.5, negative_iou=0.5, samples=4, positive_fraction=0.5)
+    truths = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    candidates = torch.tensor(
+        [[0.0, 0, 10, 9], [80, 80, 90, 90], [50, 51, 60, 60], [81, 80, 90, 90]]
+    )
+    assigned = assigner(candidates, make_target(truths, torch.tensor([4, 6])))
+    assert assigned.valid.all()
+    assert assigned.positive.tolist() == [True, True, False, False]
+    order = assigned.index[:2].argsort()
+    assert assigned.index[:2][order].tolist() == [0, 2]
+    assert assigned.labels[:2][order].tolist() == [4, 6]
+    assert torch.equal(assigned.boxes[:2][order], truths)
+
+
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_assignment_without_truths(make_target, candidates):
+    assigner = Assigner(positive_iou=0.5, negative_iou=0.5, samples=8, positive_fraction=0.5)
+    boxes = regions(candidates, 50, 50, seed=0)
+    assigned = assigner(boxes, make_target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    assert len(assigned.index) == candidates
+    assert not assigned.positive.any()
+    assert assigned.valid.all()
+    assert assigned.boxes.shape == (candidates, 4)

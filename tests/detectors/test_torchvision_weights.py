@@ -1,0 +1,238 @@
+"""Weights of a detector: torchvision's published file, our own files, and files that do not fit."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import re
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+
+from detkit.backbones import weights as backbone_weights
+from detkit.config import ModelConfig
+from detkit.detectors import create_detector
+from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
+
+PUBLISHED_FILE = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
+NARROW = {
+    "backbone": {"name": "resnet18", "out_indices": [1, 2]},
+    "fpn": {"channels": 8},
+    "rpn": {"anchor_sizes": [[32], [64], [128]]},
+    "roi": {"hidden": 8},
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty torch.hub cache."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def publish(cache, monkeypatch):
+    """Put weights into the cache as if they were the published file: with their own hash."""
+
+    def put(state):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+        url = "https://example.invalid/models/" + PUBLISHED_FILE.replace("258fb6c6", digest)
+        (cache / url.rpartition("/")[2]).write_bytes(buffer.getvalue())
+        monkeypatch.setattr(backbone_weights, "published_url", lambda model, name: url)
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def theirs(make_pair):
+    """A small detector of torchvision's with random weights, seven classes and a background."""
+    return make_pair(ModelConfig.model_validate(NARROW), dtype=torch.float32).theirs
+
+
+def create(num_classes=7, **settings):
+    return create_detector({**NARROW, **settings}, num_classes=num_classes)
+
+
+def fill(model):
+    for value in model.state_dict().values():
+        value.fill_(3)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+# ------------------------------------------------------------------------ the published file
+
+
+def test_published_file_fills_the_published_detector(publish):
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    # the published file is of frozen norms, which count no batches
+    state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    for key, value in state.items():
+        if "running" in key or key.endswith("bias"):
+            value.uniform_(0.5, 1.5)
+    publish(state)
+    config = PUBLISHED["fasterrcnn_resnet50_fpn"].model_copy(update={"weights": "coco"})
+    ours = create_detector(config, num_classes=90)
+    assert_equal(ours.state_dict(), convert_faster_rcnn(state))
+    # E.g. torchvision's published 41,755,286 without the box of the background
+    background = 4 * (1024 + 1)
+    parameters = list(ours.parameters())
+    assert sum(p.numel() for p in parameters) == 41_755_286 - background
+    assert sum(p.numel() for p in parameters if p.requires_grad) == 41_532_886 - background
+    norms = [m for m in ours.modules() if "BatchNorm" in type(m).__name__]
+    assert len(norms) == 53
+    assert {norm.eps for norm in norms} == {0.0}
+
+
+def test_coco_is_torchvisions_file():
+    url = backbone_weights.published_url("fasterrcnn_resnet50_fpn", "coco")
+    assert url == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url
+    assert url.endswith(f"/{PUBLISHED_FILE}")
+
+
+def test_published_file_is_looked_for_in_the_cache_and_checked(cache, theirs):
+    torch.save(theirs.state_dict(), cache / PUBLISHED_FILE)
+    with pytest.raises(ValueError, match=f"{PUBLISHED_FILE} does not match its hash") as error:
+        create(weights="coco")
+    assert "\n" not in str(error.value)
+
+
+def test_narrow_detector_from_the_published_file(publish, theirs):
+    publish(theirs.state_dict())
+    assert_equal(create(weights="coco").state_dict(), convert_faster_rcnn(theirs.state_dict()))
+
+
+def test_names_of_older_files(publish, theirs):
+    """Before version 0.14 the layers were no blocks."""
+    old = {
+        re.sub(r"((?:inner|layer)_blocks\.\d)\.0\.", r"\1.", key).replace("conv.0.0.", "conv."): v
+        for key, v in theirs.state_dict().items()
+    }
+    assert len(old.keys() - theirs.state_dict().keys()) == 10
+    again = copy.deepcopy(theirs)
+    fill(again)
+    again.load_state_dict(old)  # torchvision reads them as the same weights
+    assert_equal(again.state_dict(), theirs.state_dict())
+    publish(old)
+    assert_equal(create(weights="coco").state_dict(), convert_faster_rcnn(theirs.state_dict()))
+
+
+def test_background_moves_from_first_to_last():
+    score, box = torch.arange(3.0)[:, None], torch.arange(12.0)[:, None]
+    converted = convert_faster_rcnn(
+        {
+            "roi_heads.box_predictor.cls_score.weight": score,
+            "roi_heads.box_predictor.cls_score.bias": score[:, 0],
+            "roi_heads.box_predictor.bbox_pred.weight": box,
+            "roi_heads.box_predictor.bbox_pred.bias": box[:, 0],
+        }
+    )
+    assert converted["roi.head.cls_score.weight"].flatten().tolist() == [1, 2, 0]
+    assert converted["roi.head.cls_score.bias"].tolist() == [1, 2, 0]
+    assert converted["roi.head.bbox_pred.weight"].flatten().tolist() == list(range(4, 12))
+    assert converted["roi.head.bbox_pred.bias"].tolist() == list(range(4, 12))
+
+
+# --------------------------------------------------------------------- other classes, our files
+
+
+def test_other_classes_start_anew(publish, theirs, caplog):
+    publish(theirs.state_dict())
+    torch.manual_seed(5)
+    fresh = create(num_classes=3).state_dict()
+    torch.manual_seed(5)
+    found = create(num_classes=3, weights="coco").state_dict()
+    given = convert_faster_rcnn(theirs.state_dict())
+    last = ("roi.head.cls_score.", "roi.head.bbox_pred.")
+    assert_equal(found, {k: fresh[k] if k.startswith(last) else given[k] for k in fresh})
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "coco was trained on 7 classes, not 3: its last layers start anew"
+    )
+
+
+def test_same_classes_give_no_warning(publish, theirs, caplog):
+    publish(theirs.state_dict())
+    create(weights="coco")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
+def test_own_file(tmp_path, wrap):
+    torch.manual_seed(1)
+    saved = create().state_dict()
+    assert not is_torchvision(saved)
+    torch.save(wrap(saved), tmp_path / "own.pt")
+    torch.manual_seed(2)
+    assert_equal(create(weights=str(tmp_path / "own.pt")).state_dict(), saved)
+
+
+def test_own_file_of_other_classes(tmp_path, caplog):
+    saved = create(num_classes=2).state_dict()
+    torch.save(saved, tmp_path / "own.pt")
+    found = create(weights=str(tmp_path / "own.pt")).state_dict()
+    assert torch.equal(found["backbone.conv1.weight"], saved["backbone.conv1.weight"])
+    assert found["roi.head.cls_score.weight"].shape == (8, 8)
+    assert "was trained on 2 classes, not 7" in caplog.text
+
+
+def test_torchvision_file_by_path(tmp_path, theirs):
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    found = create(weights=str(tmp_path / "tv.pth")).state_dict()
+    assert_equal(found, convert_faster_rcnn(theirs.state_dict()))
+
+
+# ---------------------------------------------------------------------------------- mistakes
+
+
+def a_classifier(path):
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+
+
+def another_width(path):
+    torch.save(create_detector({**NARROW, "roi": {"hidden": 4}}, num_classes=7).state_dict(), path)
+
+
+def one_box_for_all(path):
+    roi = {"hidden": 8, "class_agnostic": True}
+    torch.save(create_detector({**NARROW, "roi": roi}, num_classes=7).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            a_classifier,
+            r"do not fit RegionProposal: \d+ missing \(backbone.conv1.*unexpected \(conv1",
+        ),
+        (another_width, r"of another shape \(roi.head.fc6.weight \[4, 392\] instead of \[8, 392\]"),
+        (one_box_for_all, r"roi.head.bbox_pred.weight \[4, 8\] instead of \[28, 8\]"),
+        (lambda path: path.write_text("weights"), "cannot read weights from"),
+        (lambda path: path.write_bytes(b""), "cannot read weights from"),
+        (lambda path: torch.save([1, 2], path), "holds no state_dict"),
+        (lambda path: None, r"no such file; .*allowed: imagenet, .*coco, or a path"),
+    ],
+)
+def test_file_that_does_not_fit(tmp_path, write, message):
+    write(tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=message) as error:
+        create(weights=str(tmp_path / "file.pth"))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_a_classifier_by_name():
+    with pytest.raises(ValueError, match=r"no weights 'imagenet' .*allowed: None, coco, a path"):
+        create(weights="imagenet")
