@@ -165,10 +165,10 @@ def to_rgb(picture: Picture) -> np.ndarray:
         return read_image(picture)
     if isinstance(picture, Tensor):
         _check_pixels(picture, "tensor", "[3, H, W]", channels=0)
-        return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
+        return picture.permute(1, 2, 0).cpu().numpy()
     if isinstance(picture, np.ndarray):
         _check_pixels(picture, "array", "[H, W, 3]", channels=2)
-        return np.ascontiguousarray(picture)
+        return picture
     raise ValueError(
         f"cannot take a {type(picture).__name__} for a picture; give a path, an array [H, W, 3] "
         "uint8 RGB (np.asarray(picture) of a Pillow image), a tensor [3, H, W] uint8, or a list"

@@ -119,6 +119,8 @@ def test_pictures_are_resized_and_padded_as_the_recipe_says(
     assert first.images.shape == (4, 3, 96, 96) and first.images.dtype == torch.uint8
     assert second.sizes == ((60, 96),) and second.images.shape == (1, 3, 64, 96)
     assert second.targets is None and not second.images[:, :, 60:].any()
+    predictor(np.zeros((30, 80, 3), np.uint8))
+    assert batches[2].sizes == ((36, 96),) and batches[2].images.shape == (1, 3, 64, 96)
 
 
 def test_no_pictures_give_no_detections(predictor: Predictor) -> None:

@@ -51,14 +51,13 @@ def test_single_broken_picture_is_an_error(tmp_path: Path) -> None:
 
 def test_folder_gives_the_pictures_directly_in_it_by_name(tmp_path: Path) -> None:
     (tmp_path / "below.png").mkdir()
-    for name in ("b.png", "a.jpg", "C.JPEG", ".hidden.png", "below.png/d.png"):
+    names = ["C.JPEG", *(f"{letter}.png" for letter in "abcdefgh")]
+    for name in (*reversed(names), ".hidden.png", "below.png/d.png"):
         (tmp_path / name).write_bytes(cv2.imencode(".png", RED)[1].tobytes())
     (tmp_path / "notes.txt").write_text("no picture")
     source = open_source(str(tmp_path))
-    assert isinstance(source, ImageFiles) and len(source) == 3
-    assert [(frame.name, frame.index) for frame in source] == [
-        ("C.JPEG", 0), ("a.jpg", 1), ("b.png", 2),
-    ]  # fmt: skip
+    assert isinstance(source, ImageFiles) and len(source) == 9
+    assert [(frame.index, frame.name) for frame in source] == list(enumerate(names))
 
 
 def test_unreadable_pictures_in_a_folder_are_skipped_and_counted(
@@ -171,9 +170,14 @@ class EndlessCapture(EmptyCapture):
         return True, RED
 
 
-@pytest.mark.parametrize("address", ["0", "rtsp://camera/1"])
-def test_camera_and_stream_are_live(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "pace"), [("0", float("nan")), ("0", 0.0), ("rtsp://camera/1", 90000.0)]
+)
+def test_camera_and_stream_are_live(
+    address: str, pace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", EndlessCapture)
+    monkeypatch.setattr(EndlessCapture, "get", lambda self, key: pace)
     with open_source(address) as source:
         assert isinstance(source, Video)
         assert source.live and source.fps is None and source.announced is None
