@@ -30,9 +30,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from detkit.config import ModelConfig, build_recipe
 from detkit.data.transforms import resized_shape
-from detkit.detectors import RegionProposal, assign, create_detector
+from detkit.detectors import RegionProposal, create_detector
 from detkit.detectors.torchvision_weights import convert_faster_rcnn
-from detkit.ops import Sample, decode, scale_boxes
+from detkit.ops import Sample, decode, sampling, scale_boxes
 from detkit.structures import Batch, Target
 
 NUM_CLASSES = 7
@@ -223,13 +223,6 @@ def torchvision_model(config: ModelConfig) -> FasterRCNN:
     return model
 
 
-# So that logits are of order one and boxes differ from anchors and proposals, but not wildly
-_SCALES = {
-    "backbone.fpn.": 0.5,
-    "rpn.head.bbox_pred.weight": 0.6,
-}
-
-
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Give every parameter and buffer a random value of a size that keeps activations of order one.
 
@@ -250,9 +243,8 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         elif kind in ("bias", "running_mean"):
             value.normal_(0, 0.1, generator=generator)
         else:
-            scale = next((scale for name, scale in _SCALES.items() if key.startswith(name)), 1.0)
-            scale *= math.sqrt(2 / value[0].numel())
-            value.normal_(0, scale, generator=generator)
+            gain = 1 if key.startswith("backbone.fpn.") else 2  # no ReLU behind them
+            value.normal_(0, math.sqrt(gain / value[0].numel()), generator=generator)
 
 
 def draw(positive: Tensor, negative: Tensor, count: int, fraction: float) -> tuple[Tensor, Tensor]:
@@ -325,7 +317,7 @@ class Pair:
             setattr(self.theirs.transform, name, value.tolist())
         if weights is None:
             randomise(self.theirs)
-            self._balance_classes()
+            self._balance()
         else:
             self.theirs.load_state_dict(weights)
         for part in (self.theirs.rpn, self.theirs.roi_heads):
@@ -333,20 +325,31 @@ class Pair:
         self.ours = self.with_settings(config)
 
     @torch.no_grad()
-    def _balance_classes(self) -> None:
-        """Give the class logits mean 0 and deviation 2: else one class would win everywhere."""
+    def _balance(self) -> None:
+        """Spread what the heads say about a picture: else one class would win everywhere.
+
+        Logits get the deviation 2, offsets about half a box, both the mean 0.
+        """
         model, scene = self.theirs.eval(), scene_of([picture(96, 128, seed=9)], min_size=96)
         model.backbone.train(self.train_norms)
         self._resize_to(scene)
-        limits = model.rpn._post_nms_top_n
-        model.rpn._post_nms_top_n = {"training": 0, "testing": 100}
-        layer = model.roi_heads.box_predictor.cls_score
-        with _Recorder(layer=layer) as run:
+        head, predictor = model.rpn.head, model.roi_heads.box_predictor
+        with _Recorder(head=head, predictor=predictor) as run:
             model([image.to(self.dtype) for image in scene.images])
-        model.rpn._post_nms_top_n = limits
-        scale = 2 / run.output["layer"].std(dim=0)
-        layer.weight.mul_(scale[:, None])
-        layer.bias.sub_(run.output["layer"].mean(dim=0)).mul_(scale)
+        logits, offsets = (
+            torch.cat([level[0].flatten(1) for level in levels], dim=1).T  # [cells, channels]
+            for levels in run.output["head"]
+        )
+        classes, boxes = run.output["predictor"]
+        for layer, output, deviation in (
+            (head.cls_logits, logits, 2.0),
+            (head.bbox_pred, offsets, 0.5),
+            (predictor.cls_score, classes, 2.0),
+            (predictor.bbox_pred, boxes, 2.0),  # a fifth or two fifths of a box
+        ):
+            scale = deviation / output.std(dim=0)
+            layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.sub_(output.mean(dim=0)).mul_(scale)
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
@@ -373,7 +376,7 @@ class Pair:
 
     def our_losses(self, scene: Scene, ours: RegionProposal | None = None) -> list[Tensor]:
         """Ours with the same draws."""
-        with patch.object(assign, "sample_balanced", _stub_sample_balanced):
+        with patch.object(sampling, "sample_balanced", _stub_sample_balanced):
             losses = (ours or self.ours)(scene.batch())
         return [losses[key] for key in ("rpn/objectness", "rpn/box", "roi/class", "roi/box")]
 

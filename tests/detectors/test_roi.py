@@ -6,9 +6,8 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from detkit.detectors.assign import Assigner
 from detkit.detectors.roi import BoxLoss, RoIAlign
-from detkit.ops import decode, encode, giou_loss
+from detkit.ops import Assigner, decode, encode, giou_loss
 
 STRIDES = (4, 8, 16, 32)
 

@@ -63,16 +63,15 @@ def test_intersection_gives_torchvisions_iou():
 
 def test_clip():
     boxes = torch.tensor([[-5.0, -6, 50, 60], [90, 10, 120, 20], [200, 300, 210, 310]])
-    clipped = clip_boxes(boxes, torch.tensor([100, 40, 100, 40]))
+    clipped = clip_boxes(boxes, (40, 100))
     assert clipped.tolist() == [[0, 0, 50, 40], [90, 10, 100, 20], [100, 40, 100, 40]]
 
 
 def test_clip_equals_torchvisions():
     boxes = random_boxes(50) * 2 - 30
-    limits = torch.tensor([60.0, 40, 60, 40])  # width first; torchvision's size is height first
-    assert torch.equal(clip_boxes(boxes, limits), clip_boxes_to_image(boxes, (40, 60)))
+    assert torch.equal(clip_boxes(boxes, (40, 60)), clip_boxes_to_image(boxes, (40, 60)))
     per_class = boxes.view(10, 5, 4)
-    assert torch.equal(clip_boxes(per_class, limits).view(-1, 4), clip_boxes(boxes, limits))
+    assert torch.equal(clip_boxes(per_class, (40, 60)).view(-1, 4), clip_boxes(boxes, (40, 60)))
 
 
 def test_scale_takes_height_first():
@@ -87,7 +86,7 @@ def test_no_boxes():
     assert pairwise_intersection(EMPTY, one).shape == (0, 1)
     assert pairwise_intersection(one, EMPTY).shape == (1, 0)
     assert box_iou(EMPTY, EMPTY).shape == (0, 0)
-    assert clip_boxes(EMPTY, torch.ones(4)).shape == (0, 4)
+    assert clip_boxes(EMPTY, (1, 1)).shape == (0, 4)
     assert scale_boxes(EMPTY, (10, 10), (20, 20)).shape == (0, 4)
 
 
