@@ -179,6 +179,24 @@ def test_bf16_keeps_weights_in_full_precision(
         assert first[name] != reference[name]
 
 
+def test_every_epoch_has_its_own_order(
+    tiny_recipe: MakeRecipe, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    loss = RegionProposal.loss
+
+    def noted(detector: Detector, batch: Batch) -> dict[str, Tensor]:
+        assert detector.training
+        seen.extend(target.image_id for target in batch.targets or ())
+        return loss(detector, batch)
+
+    monkeypatch.setattr(RegionProposal, "loss", noted)
+    run(tiny_recipe("train.epochs=2", "train.ema=null"), tmp_path)
+    first, second = seen[:9], seen[9:]
+    assert sorted(first) == sorted(second) == [10 * index + 3 for index in range(9)]
+    assert first != second
+
+
 # ------------------------------------------------------------------------------------- each step
 
 
