@@ -1,6 +1,6 @@
 """How every command ends: its exit code and the one line it says when something is wrong.
 
-Exit codes: 0 done, 1 a computation failed (a loss that is not finite), 2 a user's mistake,
+Exit codes: 0 done, 1 a computation failed (a loss that is not finite, memory), 2 a user's mistake,
 130 interrupted. Anything else is a fault of detkit and ends with its traceback; with
 `DETKIT_DEBUG=1` in the environment so do the user's mistakes.
 """
@@ -42,6 +42,11 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
             raise
         failed = isinstance(error, FloatingPointError)
         _leave(f"error: {one_line(error)}", COMPUTATION_FAILED if failed else USER_MISTAKE)
+    except RuntimeError as error:  # torch's class, by its name: a command need not import torch
+        if debug or type(error).__name__ != "OutOfMemoryError":
+            raise
+        advice = "lower train.batch_size, test.batch_size or data.resize, or set train.amp=auto"
+        _leave(f"error: the GPU's memory is full; {advice}", COMPUTATION_FAILED)
     sys.exit(0)
 
 

@@ -90,7 +90,9 @@ class DataConfig(Section):
     test: Source | None = None  # default: val
     resize: ResizeConfig = ResizeConfig()
     augment: AugmentConfig = AugmentConfig()
-    workers: NonNegativeInt | None = None  # processes that read ahead; default: one per spare core
+    workers: NonNegativeInt | None = (
+        None  # that read ahead; default: spare cores, at most 8 (CPU 1)
+    )
 
 
 class BackboneConfig(Section):

@@ -58,7 +58,8 @@ class Registry(Generic[T]):
             ValueError: unknown name; the message has close matches and the full list.
         """
         if name not in self._builders:
-            raise ValueError(f"unknown {self.kind} {name!r}; {suggest(name, self.names())}")
+            choices = suggest(name, self.names()) if self._builders else "there is none yet"
+            raise ValueError(f"unknown {self.kind} {name!r}; {choices}")
         return self._builders[name]
 
 

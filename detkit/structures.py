@@ -120,12 +120,14 @@ class Batch:
         sizes: (height, width) of each image inside the padding.
         original_sizes: (height, width) of each image before it was resized.
         targets: one Target per image, or None when there is nothing to learn from.
+        dropped: how many truths augmentation lost: cropped away, or smaller than a pixel.
     """
 
     images: Tensor
     sizes: tuple[Size, ...]
     original_sizes: tuple[Size, ...]
     targets: tuple[Target, ...] | None = None
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.images)

@@ -137,7 +137,7 @@ def test_train(command: Any, recipe_file: Path, tmp_path: Path) -> None:
         ),
         (
             ["RECIPE", "model.backbone.weights=no.pth"],
-            "weights 'no.pth': no such file; allowed: ima",
+            "model.backbone: weights 'no.pth': no such file; allowed: ima",
         ),
         (["--resume", "no/run"], "no recipe at no/run/recipe.yaml"),
     ],
@@ -419,18 +419,19 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 def test_interrupt(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """Ctrl-C in the terminal reaches the whole process group, in the middle of an epoch."""
     log = tmp_path / "tiny" / "metrics.jsonl"
-    wait_for(lambda: (tmp_path / "tiny" / "last.pt").exists() or process.poll() is not None)
+    last = tmp_path / "tiny" / "last.pt"
+    wait_for(lambda: last.exists() and load_checkpoint(last).epoch > 0)
     assert process.poll() is None, (tmp_path / "stderr").read_text()
     assert len(group_members(process.pid)) == 2  # the command and its worker
     wait_for(lambda: json.loads(log.read_text().splitlines()[-1])["step"] % 3 == 1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     errors = (tmp_path / "stderr").read_text()
-    assert errors.endswith("\ninterrupted\n")
+    assert errors.endswith(f"\ninterrupted; go on with --resume {log.parent}\n")
     assert "Traceback" not in errors
     wait_for(lambda: not group_members(process.pid), 10)
     assert sorted(p.name for p in log.parent.glob(".*")) == []
-    last = load_checkpoint(log.parent / "last.pt")
-    assert last.training is not None
-    assert last.training["step"] == 3 * last.epoch > 0
-    assert last.detector() is not None
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.training is not None
+    assert checkpoint.training["step"] == 3 * checkpoint.epoch > 0
+    assert checkpoint.detector() is not None

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    if options.resume and options.recipe and "=" in options.recipe:
+    if options.recipe and "=" in options.recipe:  # the recipe was left out
         options.overrides, options.recipe = [options.recipe, *options.overrides], None
     if options.recipe is None and not options.resume:
         raise ConfigError("no recipe given; name one, e.g. configs/quickstart.yaml")

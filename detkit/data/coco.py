@@ -87,11 +87,15 @@ def _raise_first(file: Path, problems: Iterator[str]) -> None:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number that fits into the arrays."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number; JSON has integers of any length, floats end at 1.8e308."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _read_categories(categories: list[Any], file: Path) -> tuple[tuple[str, ...], np.ndarray]:

@@ -214,6 +214,7 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         sizes=tuple((sample.image.shape[0], sample.image.shape[1]) for sample in samples),
         original_sizes=tuple(sample.original_size for sample in samples),
         targets=to_targets(samples),
+        dropped=sum(sample.dropped for sample in samples),
     )
 
 

@@ -77,12 +77,6 @@ class Detector(nn.Module):
         return images
 
 
-def image_limits(size: tuple[int, int], like: Tensor) -> Tensor:
-    """(width, height, width, height) of an image as a tensor to clip boxes with."""
-    height, width = size
-    return like.new_tensor([width, height, width, height])
-
-
 def at_least_float32(output: Tensor) -> Tensor:
     """Half precision, which is for layers and too coarse for boxes and losses, as float32."""
     return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -11,13 +11,13 @@ from torch import nn
 from detkit.backbones import create_backbone
 from detkit.backbones.weights import load_into, read_weights
 from detkit.config import FPNConfig, ModelConfig, RoIConfig, RPNConfig, build_recipe, load_recipe
-from detkit.detectors.assign import Assigner
 from detkit.detectors.base import Detector
 from detkit.detectors.region_proposal import RegionProposal
 from detkit.detectors.roi import BoxHead, BoxLoss, DetectionLimits, RoIAlign, RoIHead
 from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
 from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
 from detkit.nn.fpn import FPN
+from detkit.ops import Assigner
 from detkit.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,16 @@ def create_detector(
         ValueError: settings that do not fit together, an unknown name, weights that do not fit.
     """
     config = _model_config(model)
+    weights = config.weights
     if num_classes < 1:
         raise ValueError(
             f"num_classes must be at least 1 (background not counted), got {num_classes}"
         )
+    if weights is not None:
+        config = without_weights(config)  # of the backbone: those of the whole detector follow
     detector = _region_proposal(config, num_classes)
-    if config.weights is not None:
-        load_detector_weights(detector, config.weights)
+    if weights is not None:
+        load_detector_weights(detector, weights)
     return detector
 
 
@@ -73,6 +76,12 @@ def load_detector_weights(detector: Detector, weights: str) -> None:
     load_into(detector, state, source=weights)
 
 
+def without_weights(config: ModelConfig) -> ModelConfig:
+    """The same settings, to be filled with other weights: nothing is read or downloaded."""
+    backbone = config.backbone.model_copy(update={"weights": None})
+    return config.model_copy(update={"weights": None, "backbone": backbone})
+
+
 def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConfig:
     if isinstance(model, ModelConfig):
         return model
@@ -88,7 +97,10 @@ def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConf
 
 
 def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
-    backbone = create_backbone(**config.backbone.model_dump())
+    try:
+        backbone = create_backbone(**config.backbone.model_dump())
+    except ValueError as error:
+        raise ValueError(f"model.backbone: {error}") from None
     channels = [info.channels for info in backbone.feature_info]
     neck, levels = _fpn(config.fpn, channels)
     if len(config.rpn.anchor_sizes) != levels:
@@ -116,9 +128,8 @@ def _fpn(config: FPNConfig | None, channels: list[int]) -> tuple[nn.Module | Non
                 "give model.backbone.out_indices one entry, e.g. [3]"
             )
         return None, len(channels)
-    extra_levels = {None: 0, "pool": 1, "p6p7": 2}[config.extra]
     neck = FPN(channels, config.channels, extra=config.extra, norm=config.norm)
-    return neck, len(channels) + extra_levels
+    return neck, neck.num_levels
 
 
 def _rpn(config: RPNConfig, channels: int) -> RPN:
@@ -137,7 +148,7 @@ def _rpn(config: RPNConfig, channels: int) -> RPN:
             negative_iou=config.negative_iou,
             samples=config.samples,
             positive_fraction=config.positive_fraction,
-            rescue=True,
+            allow_low_quality=True,
         ),
         train_limits=limits(config.pre_nms_train, config.post_nms_train),
         test_limits=limits(config.pre_nms_test, config.post_nms_test),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from detkit.detectors.assign import Assigned, Assigner
-from detkit.detectors.base import Losses, at_least_float32, image_limits
+from detkit.detectors.base import Losses, at_least_float32
 from detkit.ops import (
+    Assigned,
+    Assigner,
     box_area,
     clip_boxes,
     decode,
@@ -25,7 +26,6 @@ from detkit.ops import (
     giou_loss,
     scale_boxes,
     select_detections,
-    smooth_l1,
 )
 from detkit.ops.box_coder import Weights
 from detkit.structures import Batch, Detections, Size
@@ -74,7 +74,7 @@ class RoIAlign(nn.Module):
         patches = [
             # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
             roi_align(
-                feature.to(part.dtype),
+                feature.to(part.dtype, memory_format=torch.contiguous_format),
                 part,
                 self.resolution,
                 spatial_scale=1 / stride,
@@ -162,7 +162,8 @@ class BoxLoss:
         if self.kind == "giou":
             return self.weight * giou_loss(decode(offsets, proposals, weights=weights), truths)
         wanted = encode(truths, proposals, weights=weights)
-        return self.weight * smooth_l1(offsets, wanted, beta=self.beta).sum(dim=1)
+        loss = F.smooth_l1_loss(offsets, wanted, beta=self.beta, reduction="none")
+        return self.weight * loss.sum(dim=1)
 
 
 class RoIHead(nn.Module):
@@ -233,7 +234,7 @@ class RoIHead(nn.Module):
         own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
         # Where there is no truth a unit box is compared to itself: finite whatever the proposal's
         # size, and masked below
-        unit = proposals.new_tensor([0.0, 0.0, 1.0, 1.0])
+        unit = (torch.arange(4, device=proposals.device) >= 2).to(proposals.dtype)  # 0, 0, 1, 1
         proposals, truths = (torch.where(positive[:, None], b, unit) for b in (proposals, truths))
         boxes = self.box_loss(own, proposals, truths, self.box_weights)
         count = valid.sum().clamp(min=1)
@@ -264,7 +265,7 @@ class RoIHead(nn.Module):
 
     def _report(self, boxes: Tensor, scores: Tensor, size: Size, original: Size) -> Detections:
         found, score, label = select_detections(
-            clip_boxes(boxes, image_limits(size, boxes)),
+            clip_boxes(boxes, size),
             scores,
             score_threshold=self.limits.score_threshold,
             iou_threshold=self.limits.nms_iou,

@@ -14,17 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.detectors.assign import Assigner
-from detkit.detectors.base import Losses, at_least_float32, image_limits
+from detkit.detectors.base import Losses, at_least_float32
 from detkit.ops import (
+    Assigner,
     batched_nms,
     cell_anchors,
     clip_boxes,
     decode,
     encode,
     grid_anchors,
-    masked_mean,
-    smooth_l1,
 )
 from detkit.structures import Batch, Size
 
@@ -175,11 +173,11 @@ class RPN(nn.Module):
         )
         # Encoded for positives only: a negative has no truth, and log(0) there would be NaN
         wanted = encode(torch.where(positive[..., None], truth, anchors[index]), anchors[index])
-        box = smooth_l1(offsets, wanted, beta=self.smooth_l1_beta).sum(dim=2)  # [B, S]
+        box = F.smooth_l1_loss(offsets, wanted, beta=self.smooth_l1_beta, reduction="none")
         count = valid.sum().clamp(min=1)
         return {
-            "rpn/objectness": masked_mean(objectness, valid),
-            "rpn/box": (box * positive).sum() / count,
+            "rpn/objectness": (objectness * valid).sum() / count,
+            "rpn/box": (box.sum(dim=2) * positive).sum() / count,
         }
 
     @torch.no_grad()
@@ -199,7 +197,7 @@ class RPN(nn.Module):
         all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)  # [B, LK, ..]
         all_levels = torch.cat(levels)
         return [
-            _best_boxes(clip_boxes(b, image_limits(size, b)), s, all_levels, limits)
+            _best_boxes(clip_boxes(b, size), s, all_levels, limits)
             for b, s, size in zip(all_boxes, all_scores, sizes, strict=True)
         ]
 
@@ -207,7 +205,8 @@ class RPN(nn.Module):
 def _best_boxes(boxes: Tensor, scores: Tensor, levels: Tensor, limits: ProposalLimits) -> Tensor:
     """Proposals of one image: drop tiny and unlikely ones, suppress, keep the best."""
     sides = boxes[:, 2:] - boxes[:, :2]
-    keep = (sides >= limits.min_size).all(dim=1) & (scores >= limits.score_threshold)
+    wanted = (sides >= limits.min_size).all(dim=1) & (scores >= limits.score_threshold)
+    keep = wanted.nonzero()[:, 0]  # indexing by a mask would look for them three times
     boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
     best = batched_nms(boxes, scores, levels, iou_threshold=limits.nms_iou)[: limits.post_nms]
     return boxes[best]

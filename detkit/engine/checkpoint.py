@@ -17,6 +17,7 @@ from torch import Tensor
 from detkit.backbones.weights import load_into
 from detkit.config import Recipe, build_recipe
 from detkit.detectors import Detector, create_detector
+from detkit.detectors.factory import without_weights
 from detkit.files import open_atomically
 
 FORMAT = 1
@@ -51,11 +52,11 @@ class Checkpoint:
             ValueError: the settings under `model` are not those that the weights were trained with.
         """
         # Its own weights follow; those that it once started from may be gone
-        config = self.recipe.model.model_copy(update={"weights": None})
-        backbone = config.backbone.model_copy(update={"weights": None})
-        config = config.model_copy(update={"backbone": backbone})
+        config = without_weights(self.recipe.model)
         detector = create_detector(config, num_classes=len(self.class_names))
         load_into(detector, self.weights, source="of the checkpoint")
+        if self.recipe.train.channels_last:  # as batches are: else every layer reorders its input
+            detector = detector.to(memory_format=torch.channels_last)
         return detector.eval()
 
 

@@ -85,7 +85,7 @@ def _workers(recipe: Recipe) -> int:
         return recipe.data.workers
     # Loading is quick beside a training step on the CPU, and there processes compete for cores
     limit = 8 if torch.cuda.is_available() else 1
-    return min(spare_cores() // distributed.world_size(), limit)
+    return min(spare_cores() // distributed.local_world_size(), limit)
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -51,9 +51,9 @@ def cpu_has_bf16() -> bool:
 
 
 def spare_cores() -> int:
-    """Cores that this process may use, less the one it computes on, at most 8."""
+    """Cores that this process may use, less the one it computes on."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return min(max(cores - 1, 0), 8)
+    return max(cores - 1, 0)

@@ -38,6 +38,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine, which share its cores."""
+    if torch.cuda.is_available():  # one process a GPU
+        return min(world_size(), torch.cuda.device_count())
+    return world_size()
+
+
 def is_main() -> bool:
     """Whether this process writes files and talks to the user."""
     return rank() == 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from detkit.config import EMAConfig, OptimizerConfig, ScheduleConfig
 
@@ -65,20 +64,44 @@ def build_schedule(
     return LambdaLR(optimizer, factor)
 
 
-def build_ema(model: nn.Module, config: EMAConfig) -> AveragedModel:
+class WeightAverage:
     """Exponential moving average of weights and of batch norm statistics.
 
     Its decay grows from 0 to `config.decay`, as the first weights say little about the last ones.
+    torch's AveragedModel counts on the GPU, so that a decay that depends on the count would wait
+    for every step; this one counts here.
+
+    Args:
+        model: what learns; `module` is its averaged copy.
+        config: decay and how fast it is reached.
     """
 
-    @torch.no_grad()
-    def update(averages: Iterable[Tensor], values: Iterable[Tensor], count: Tensor | int) -> None:
-        seen = int(count)
-        decay = min(config.decay, (1 + seen) / (config.warmup_steps + seen))
-        averages, values = list(averages), list(values)
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - decay)
-        else:  # counters of batch norm
-            torch._foreach_copy_(averages, values)
+    def __init__(self, model: nn.Module, config: EMAConfig) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.config = config
+        self.count = 0
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        decay = min(self.config.decay, (1 + self.count) / (self.config.warmup_steps + self.count))
+        decay = decay if self.count else 0.0
+        averages, values = (
+            list(self.module.state_dict().values()),
+            list(model.state_dict().values()),
+        )
+        floats = [i for i, value in enumerate(values) if value.is_floating_point()]
+        torch._foreach_lerp_([averages[i] for i in floats], [values[i] for i in floats], 1 - decay)
+        for average, value in zip(averages, values, strict=True):
+            if not value.is_floating_point():  # counters of batch norm
+                average.copy_(value)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and how many steps they have seen."""
+        return {"module": self.module.state_dict(), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.module.load_state_dict(state["module"])
+        self.count = state["count"]

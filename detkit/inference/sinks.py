@@ -167,7 +167,7 @@ class VideoSink(Sink):
         if not self._aside.is_file() or self._aside.stat().st_size == 0:  # OpenCV says nothing
             self.discard()
             raise OSError(f"nothing of {self.path} could be written; is the disk full?")
-        with self._aside.open("rb") as handle:
+        with self._aside.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(self._aside, self.path)
 

@@ -3,12 +3,14 @@
 from detkit.ops.anchors import cell_anchors, grid_anchors
 from detkit.ops.box_coder import decode, encode
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
-from detkit.ops.losses import giou_loss, masked_mean, smooth_l1
+from detkit.ops.losses import giou_loss
 from detkit.ops.matching import Match, match
 from detkit.ops.nms import batched_nms, nms, select_detections
-from detkit.ops.sampling import Sample, sample_balanced
+from detkit.ops.sampling import Assigned, Assigner, Sample, sample_balanced
 
 __all__ = [
+    "Assigned",
+    "Assigner",
     "Match",
     "Sample",
     "batched_nms",
@@ -20,12 +22,10 @@ __all__ = [
     "encode",
     "giou_loss",
     "grid_anchors",
-    "masked_mean",
     "match",
     "nms",
     "pairwise_intersection",
     "sample_balanced",
     "scale_boxes",
     "select_detections",
-    "smooth_l1",
 ]

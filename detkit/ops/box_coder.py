@@ -24,7 +24,7 @@ def encode(boxes: Tensor, anchors: Tensor, *, weights: Weights = UNIT) -> Tensor
     size = boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + 0.5 * size) - (anchors[..., :2] + 0.5 * anchor_size)
     offsets = torch.cat([shift / anchor_size, torch.log(size / anchor_size)], dim=-1)
-    return offsets * offsets.new_tensor(weights)
+    return _scale(offsets, weights)
 
 
 def decode(
@@ -35,8 +35,17 @@ def decode(
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> Tensor:
     """Boxes `[..., 4]` from `offsets` `[..., 4]` and `anchors` broadcastable to them."""
-    offsets = offsets / offsets.new_tensor(weights)
+    x, y, w, h = weights
+    offsets = _scale(offsets, (1 / x, 1 / y, 1 / w, 1 / h))
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + 0.5 * anchor_size + offsets[..., :2] * anchor_size
     half = 0.5 * anchor_size * offsets[..., 2:].clamp(max=max_log_ratio).exp()
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _scale(offsets: Tensor, factors: Weights) -> Tensor:
+    """Multiply column by column: a tensor of factors would have to travel to the GPU first."""
+    if factors == UNIT:
+        return offsets
+    columns = offsets.unbind(-1)
+    return torch.stack([c * f for c, f in zip(columns, factors, strict=True)], dim=-1)

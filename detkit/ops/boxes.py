@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -23,19 +21,17 @@ def pairwise_intersection(first: Tensor, second: Tensor) -> Tensor:
     return (bottom_right - top_left).clamp_(min=0).prod(dim=2)
 
 
-def clip_boxes(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Move corners outside the image onto its border.
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Move corners of boxes `[..., 4]` outside an image of (height, width) onto its border."""
+    height, width = size
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
+    y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
+    return torch.stack([x1, y1, x2, y2], dim=-1)
 
-    Args:
-        boxes: `[..., 4]`.
-        limits: (width, height, width, height), broadcastable to `boxes`.
-    """
-    return torch.minimum(boxes.clamp(min=0), limits.to(boxes))
 
-
-def scale_boxes(
-    boxes: Tensor, source: tuple[int, int] | Sequence[int], destination: tuple[int, int]
-) -> Tensor:
+def scale_boxes(boxes: Tensor, source: tuple[int, int], destination: tuple[int, int]) -> Tensor:
     """Map boxes `[N, 4]` from an image of size `source` to `destination`, both (height, width)."""
     ratio_y, ratio_x = destination[0] / source[0], destination[1] / source[1]
-    return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1 * ratio_x, y1 * ratio_y, x2 * ratio_x, y2 * ratio_y], dim=-1)

@@ -28,7 +28,7 @@ def match(
     *,
     positive_iou: float,
     negative_iou: float,
-    rescue: bool = False,
+    allow_low_quality: bool = False,
     crowd_overlap: float = 0.5,
 ) -> Match:
     """Give each anchor the truth that it overlaps most.
@@ -40,7 +40,7 @@ def match(
             `crowd_overlap` of its own area is ignored instead of negative.
         positive_iou: at least this overlap is an object.
         negative_iou: less than this overlap is background; between the two is ignored.
-        rescue: also take the best anchors of every truth, however low their overlap.
+        allow_low_quality: also take the best anchors of every truth, however low their overlap.
         crowd_overlap: see `crowd`.
     """
     if len(truths) == 0:
@@ -54,9 +54,9 @@ def match(
     best_iou, truth = iou.max(dim=0)  # [N]
     positive = best_iou >= positive_iou
     negative = best_iou < negative_iou
-    if rescue:
+    if allow_low_quality:
         # low-quality matches stay positive so that every truth gets an anchor; ties all count.
-        # The rescued anchor keeps the truth that it overlaps most, as in the reference code.
+        # Such an anchor keeps the truth that it overlaps most, as in the reference code.
         best_of_truth = iou.amax(dim=1, keepdim=True)  # [M, 1]
         positive |= ((iou == best_of_truth) & (best_of_truth > 0)).any(dim=0)
         negative &= ~positive

@@ -110,7 +110,9 @@ def test_kill_at_random_moments(
         assert process.exitcode == SIGKILL  # not its own error
         checkpoint = load_checkpoint(last)
         assert checkpoint.training is not None
-        assert checkpoint.epoch == checkpoint.training["step"] > epoch  # it went on
+        assert checkpoint.epoch == checkpoint.training["step"] >= epoch  # nothing was lost
         assert len(list(tmp_path.glob(".*"))) <= 1  # what this kill left, not those before
         epoch = checkpoint.epoch
-        load_checkpoint(tmp_path / "best.pt").detector()
+        if epoch:
+            load_checkpoint(tmp_path / "best.pt").detector()
+    assert epoch > 0

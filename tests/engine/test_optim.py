@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
 
 from detkit.config import EMAConfig, OptimizerConfig, ScheduleConfig
-from detkit.engine.optim import build_ema, build_optimizer, build_schedule, rate_factor
+from detkit.engine.optim import WeightAverage, build_optimizer, build_schedule, rate_factor
 
 # -------------------------------------------------------------------------------------- the rate
 
@@ -145,7 +145,7 @@ def test_every_learning_parameter_is_in_one_group_and_no_other(decay_all: bool) 
 def test_average_is_the_formula_with_buffers() -> None:
     """average += (1 - decay) * (value - average), decay growing with the number of updates."""
     model = small_model()
-    ema = build_ema(model, EMAConfig(decay=0.6, warmup_steps=4))
+    ema = WeightAverage(model, EMAConfig(decay=0.6, warmup_steps=4))
     expected = copy.deepcopy(model.state_dict())
     generator = torch.Generator().manual_seed(0)
     decays = []
@@ -155,7 +155,7 @@ def test_average_is_the_formula_with_buffers() -> None:
                 value.copy_(torch.randn(value.shape, generator=generator))
             else:
                 value += 3
-        ema.update_parameters(model)
+        ema.update(model)
         decay = 0.0 if seen == 0 else min(0.6, (1 + seen) / (4 + seen))
         decays.append(decay)
         for key, value in model.state_dict().items():
@@ -174,9 +174,9 @@ def test_average_is_the_formula_with_buffers() -> None:
 def test_average_leaves_the_model_alone() -> None:
     model = small_model()
     before = copy.deepcopy(model.state_dict())
-    ema = build_ema(model, EMAConfig())
+    ema = WeightAverage(model, EMAConfig())
     with torch.no_grad():
         ema.module[0].weight.zero_()
-    ema.update_parameters(model)
+    ema.update(model)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     torch.testing.assert_close(ema.module[0].weight, model[0].weight)  # the first one is a copy

@@ -258,9 +258,9 @@ def test_rate_in_the_log_is_that_of_the_schedule(straight: Path, records: Record
 def test_average_is_what_is_kept_and_measured(straight: Path, content: Content) -> None:
     last = content(straight / "last.pt")
     ema = last["training"]["ema"]
-    assert ema["n_averaged"] == 12
+    assert ema["count"] == 12
     for name, value in last["model"].items():
-        assert torch.equal(value, ema[f"module.{name}"])
+        assert torch.equal(value, ema["module"][name])
     name = "roi.head.fc6.weight"
     assert not torch.equal(last["model"][name], last["training"]["detector"][name])
 
@@ -317,7 +317,9 @@ def test_files_of_a_run(straight: Path, tiny_recipe: MakeRecipe, records: Record
     assert kinds == expected
     losses = {"rpn/objectness", "rpn/box", "roi/class", "roi/box"}
     step, epoch = records(straight)[2:4]
-    assert set(step) == {"kind", "step", "lr"} | {f"loss/{name}" for name in losses}
+    assert set(step) == {"kind", "step", "lr", "boxes_dropped"} | {
+        f"loss/{name}" for name in losses
+    }
     assert set(epoch) >= {"epoch", "val/AP", "val/AP50"} | {f"val/loss/{name}" for name in losses}
     times = json.loads((straight / "metrics.jsonl").read_text().splitlines()[0])
     assert 0 <= times["time/data"] <= times["time/step"] < 60
@@ -359,7 +361,7 @@ def test_checkpoints_agree_with_the_log(
         ([0.1, 0.2, 0.3, 0.4], 1, 4),
         ([0.4, 0.3, 0.2, 0.1], 1, 1),
         ([0.0, 0.0, 0.0, 0.0], 1, 1),
-        ([-1.0, -1.0, -1.0, -1.0], 1, 1),  # no truth to find
+        ([-1.0, -1.0, -1.0, -1.0], 1, 4),  # no truth to find: the last one
         ([0.2, 0.1], 3, 3),  # validated after epoch 3 and, as always, after the last
         ([0.1, 0.2], 3, 4),
     ],
@@ -409,7 +411,7 @@ def test_without_validation_the_last_is_the_best(
 def test_new_run_in_an_old_folder_leaves_nothing_of_the_old(
     straight: Path, tiny_recipe: MakeRecipe, run: Run, records: Records, tmp_path: Path
 ) -> None:
-    """Killed before its first checkpoint, it must not look like the old run."""
+    """Killed in its first epoch, it must not look like the old run."""
     folder = shutil.copytree(straight, tmp_path / "run")
     (folder / ".last.pt.abcd1234.part").touch()  # of a kill while saving
     (folder / "notes.txt").touch()
@@ -424,8 +426,10 @@ def test_new_run_in_an_old_folder_leaves_nothing_of_the_old(
     assert {path.name for path in folder.iterdir()} - {events[0].name} == {
         "recipe.yaml",
         "metrics.jsonl",
+        "last.pt",
         "notes.txt",
     }
+    assert load_checkpoint(folder / "last.pt").epoch == 0
     assert records(folder) == []
 
 
@@ -511,7 +515,7 @@ def test_unusable_data_and_settings(
         "data.train.annotations=no.json": "cannot read annotations no.json: No such file",
         "data.val.images=no/folder": "images folder no/folder does not exist",
         "train.amp=fp16": "amp 'fp16' needs a GPU",
-        "model.backbone.name=resnet19": "unknown backbone 'resnet19'; did you mean",
+        "model.backbone.name=resnet19": "model.backbone: unknown backbone 'resnet19'; did you mean",
         "model.rpn.anchor_sizes=[[8]]": "model.rpn.anchor_sizes has 1 entries for 2 feature maps",
     }
     for override, message in table.items():

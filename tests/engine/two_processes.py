@@ -18,12 +18,12 @@ from detkit.config import load_recipe
 from detkit.data import CocoDataset
 from detkit.data.loader import collate
 from detkit.data.transforms import EvalTransform
-from detkit.detectors import Detector, assign, create_detector
+from detkit.detectors import Detector, create_detector
 from detkit.engine import distributed
 from detkit.engine.data import build_dataset, eval_loader, train_loader
 from detkit.engine.evaluate import evaluate
 from detkit.engine.train import _parallel
-from detkit.ops import Sample
+from detkit.ops import Sample, sampling
 from detkit.structures import Batch
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def batch_of(dataset: CocoDataset, indices: range) -> Batch:
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad()
-    with patch.object(assign, "sample_balanced", first_candidates):
+    with patch.object(sampling, "sample_balanced", first_candidates):
         losses = model(batch)
     sum(losses.values()).backward()
     return {
