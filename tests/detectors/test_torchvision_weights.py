@@ -195,6 +195,14 @@ def test_torchvision_file_by_path(tmp_path, theirs):
     assert_equal(found, convert_faster_rcnn(theirs.state_dict()))
 
 
+def test_weights_of_the_backbone_are_not_read_when_those_of_the_detector_follow(tmp_path):
+    torch.save(create().state_dict(), tmp_path / "own.pt")
+    backbone = {**NARROW["backbone"], "weights": str(tmp_path / "nowhere.pth")}
+    create(weights=str(tmp_path / "own.pt"), backbone=backbone)
+    with pytest.raises(ValueError, match=r"model.backbone: .*nowhere.pth.*no such file"):
+        create(backbone=backbone)
+
+
 # ---------------------------------------------------------------------------------- mistakes
 
 

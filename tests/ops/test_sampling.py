@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from detkit.ops import sample_balanced
+from detkit.ops import Assigner, sample_balanced
+from detkit.structures import Target
 
 
 def kinds(text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +89,54 @@ def test_nobody():
     sample = sample_balanced(*kinds(""), count=5, positive_fraction=0.5)
     assert [part.shape for part in sample] == [(0,)] * 3
     assert sample.index.dtype == torch.int64
+
+
+# -------------------------------------------------------------------------------- assignment
+
+
+def target(boxes, labels):
+    return Target(
+        boxes,
+        labels,
+        image_id=0,
+        crowd=torch.zeros(len(boxes), dtype=torch.bool),
+        area=torch.ones(len(boxes)),
+    )
+
+
+def test_assignment_hands_out_the_truth_of_each_candidate():
+    assigner = Assigner(positive_iou=0.5, negative_iou=0.5, samples=4, positive_fraction=0.5)
+    truths = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    candidates = torch.tensor(
+        [[0.0, 0, 10, 9], [80, 80, 90, 90], [50, 51, 60, 61], [81, 80, 90, 90]]
+    )
+    assigned = assigner(candidates, target(truths, torch.tensor([4, 6])))
+    assert assigned.valid.all()
+    assert assigned.positive.tolist() == [True, True, False, False]
+    order = assigned.index[:2].argsort()
+    assert assigned.index[:2][order].tolist() == [0, 2]
+    assert assigned.labels[:2][order].tolist() == [4, 6]
+    assert torch.equal(assigned.boxes[:2][order], truths)
+
+
+def test_assignment_of_low_quality():
+    settings = {"positive_iou": 0.7, "negative_iou": 0.3, "positive_fraction": 0.5}
+    truth = target(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([1]))
+    candidates = torch.tensor([[0.0, 0, 10, 4], [20, 20, 30, 30], [40, 40, 50, 50]])
+    strict = Assigner(samples=2, **settings)(candidates, truth)
+    assert not strict.positive.any()
+    assert sorted(strict.index.tolist()) == [1, 2]
+    kind = Assigner(samples=2, **settings, allow_low_quality=True)(candidates, truth)
+    assert kind.positive.tolist() == [True, False]
+    assert kind.index[0] == 0
+
+
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_assignment_without_truths(candidates):
+    assigner = Assigner(positive_iou=0.5, negative_iou=0.5, samples=8, positive_fraction=0.5)
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(candidates, 1)
+    assigned = assigner(boxes, target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    assert len(assigned.index) == candidates
+    assert not assigned.positive.any()
+    assert assigned.valid.all()
+    assert assigned.boxes.shape == (candidates, 4)
