@@ -388,6 +388,8 @@ def process(recipe_file: Path, tmp_path: Path) -> Iterator[subprocess.Popen[byte
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "stderr").open("wb"),
         start_new_session=True,
+        # a shell's background job ignores it, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     yield started
     if started.poll() is None:
@@ -420,7 +422,9 @@ def test_interrupt(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """Ctrl-C in the terminal reaches the whole process group, in the middle of an epoch."""
     log = tmp_path / "tiny" / "metrics.jsonl"
     last = tmp_path / "tiny" / "last.pt"
-    wait_for(lambda: last.exists() and load_checkpoint(last).epoch > 0)
+    wait_for(
+        lambda: (last.exists() and load_checkpoint(last).epoch > 0) or process.poll() is not None
+    )
     assert process.poll() is None, (tmp_path / "stderr").read_text()
     assert len(group_members(process.pid)) == 2  # the command and its worker
     wait_for(lambda: json.loads(log.read_text().splitlines()[-1])["step"] % 3 == 1)

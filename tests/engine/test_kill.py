@@ -99,20 +99,16 @@ def test_kill_at_random_moments(
             target=killed_run.train_quietly, args=(recipe, tmp_path, attempt > 0)
         )
         process.start()
-        before = last.stat().st_mtime_ns if last.exists() else None
         limit = time.monotonic() + 120
-        while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
+        while process.is_alive() and not (last.exists() and load_checkpoint(last).epoch > epoch):
             assert time.monotonic() < limit
-            time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.join()
         assert process.exitcode == SIGKILL  # not its own error
         checkpoint = load_checkpoint(last)
         assert checkpoint.training is not None
-        assert checkpoint.epoch == checkpoint.training["step"] >= epoch  # nothing was lost
+        assert checkpoint.epoch == checkpoint.training["step"] > epoch  # it went on
         assert len(list(tmp_path.glob(".*"))) <= 1  # what this kill left, not those before
         epoch = checkpoint.epoch
-        if epoch:
-            load_checkpoint(tmp_path / "best.pt").detector()
-    assert epoch > 0
+        load_checkpoint(tmp_path / "best.pt").detector()

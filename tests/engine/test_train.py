@@ -38,11 +38,13 @@ SGD = (
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Raise KeyboardInterrupt in the third of four epochs of three steps each."""
-    name = {"epoch": "_train_epoch", "step": "_finite", "save": "save_checkpoint"}[place]
+    """Raise KeyboardInterrupt in the first or third of four epochs of three steps each."""
+    name = {"epoch": "_train_epoch", "save": "save_checkpoint"}.get(place, "_finite")
     original = getattr(training, name)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if place == "first step" and args[2].step == 1:
+            raise KeyboardInterrupt
         if place == "epoch" and args[1].epoch == 2:
             raise KeyboardInterrupt
         if place == "step" and args[2].step == 7:  # the second step of the epoch
@@ -54,9 +56,14 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setattr(training, name, interrupted)
 
 
-@pytest.mark.parametrize("place", ["epoch", "step", "save"])
+@pytest.mark.parametrize(
+    ("place", "complete", "logged"),
+    [("first step", 0, 1), ("epoch", 6, 6), ("step", 6, 7), ("save", 6, 9)],
+)
 def test_resuming_gives_the_same_bits(
     place: str,
+    complete: int,
+    logged: int,
     straight: Path,
     tiny_recipe: MakeRecipe,
     run: Run,
@@ -65,15 +72,14 @@ def test_resuming_gives_the_same_bits(
     difference: Difference,
     tmp_path: Path,
 ) -> None:
-    """Four epochs straight, and two and two (or two and a half and two) with a stop between."""
+    """Four epochs straight, and two and two (or none and four) with a stop between."""
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, place)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(), tmp_path)
     stopped = content(tmp_path / "last.pt")
-    assert (stopped["epoch"], stopped["training"]["step"]) == (2, 6)
-    steps = [record["step"] for record in records(tmp_path)]
-    assert max(steps) == {"epoch": 6, "step": 7, "save": 9}[place]
+    assert (3 * stopped["epoch"], stopped["training"]["step"]) == (complete, complete)
+    assert records(tmp_path)[-1]["step"] == logged
 
     torch.manual_seed(12345)  # whatever the new process draws before
     run(load_recipe(tmp_path / "recipe.yaml"), tmp_path, resume=True)
