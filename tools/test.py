@@ -11,7 +11,7 @@ from pathlib import Path
 from detkit import cli
 from detkit.config import ConfigError
 from detkit.engine.checkpoint import load_checkpoint
-from detkit.engine.data import build_dataset, check_same_classes, eval_loader
+from detkit.engine.data import build_dataset, check_same_classes, eval_loader, share_cores
 from detkit.engine.device import amp_dtype, pick_device
 from detkit.engine.distributed import is_main, process_group
 from detkit.engine.evaluate import coco_results, evaluate
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
         )
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
     dtype = amp_dtype(checkpoint.recipe.test.amp, device)
+    share_cores(checkpoint.recipe)
     with process_group(device):
         dataset = build_dataset(source, role="test")
         check_same_classes(dataset, checkpoint.class_names, "test")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from detkit.config import CocoSource, Recipe, SyntheticSource
 from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader
 from detkit.engine import distributed
-from detkit.engine.device import spare_cores
+from detkit.engine.device import leave_cores_to, usable_cores
 from detkit.registry import datasets
 from detkit.structures import Batch
 
@@ -80,12 +80,17 @@ def eval_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> Da
     )
 
 
+def share_cores(recipe: Recipe) -> None:
+    """Divide this machine's cores between computing and the workers that read ahead."""
+    leave_cores_to(_workers(recipe))
+
+
 def _workers(recipe: Recipe) -> int:
     if recipe.data.workers is not None:
         return recipe.data.workers
     # Loading is quick beside a training step on the CPU, and there processes compete for cores
     limit = 8 if torch.cuda.is_available() else 1
-    return min(spare_cores() // distributed.local_world_size(), limit)
+    return min((usable_cores() - 1) // distributed.local_world_size(), limit)
 
 
 def _short(names: tuple[str, ...]) -> str:

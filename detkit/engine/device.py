@@ -50,10 +50,18 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def spare_cores() -> int:
-    """Cores that this process may use, less the one it computes on."""
+def usable_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(cores - 1, 0)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def leave_cores_to(workers: int) -> None:
+    """Compute on no more threads than there are cores beside those of the data workers.
+
+    OpenMP's threads wait for each other actively: with more threads than free cores a step of a
+    small network took thirty times as long (two threads, two cores, one of them busy).
+    """
+    free = max(usable_cores() - workers, 1)
+    torch.set_num_threads(min(torch.get_num_threads(), free))

@@ -26,7 +26,13 @@ from detkit.detectors import Detector, create_detector
 from detkit.detectors.factory import without_weights
 from detkit.engine import distributed
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from detkit.engine.data import build_dataset, check_same_classes, eval_loader, train_loader
+from detkit.engine.data import (
+    build_dataset,
+    check_same_classes,
+    eval_loader,
+    share_cores,
+    train_loader,
+)
 from detkit.engine.device import amp_dtype
 from detkit.engine.evaluate import Evaluation, evaluate
 from detkit.engine.log import RunLog
@@ -111,6 +117,7 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
         ValueError: a recipe, data set or checkpoint that cannot be used.
         FloatingPointError: a loss that is not finite.
     """
+    share_cores(recipe)
     torch.manual_seed(recipe.seed)  # of the first weights
     run = _prepare(recipe, folder, device)
     state = _build_state(run, with_weights=not resume)

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from detkit.engine.device import amp_dtype, cpu_has_bf16, pick_device, spare_cores
+from detkit.engine.device import amp_dtype, cpu_has_bf16, leave_cores_to, pick_device, usable_cores
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -98,10 +98,25 @@ def test_no_such_device(monkeypatch: pytest.MonkeyPatch, name: str, message: str
         pick_device(name)
 
 
-@pytest.mark.parametrize(("cores", "spare"), [(1, 0), (2, 1), (4, 3), (9, 8), (64, 63)])
-def test_spare_cores(monkeypatch: pytest.MonkeyPatch, cores: int, spare: int) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 64])
+def test_usable_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    assert spare_cores() == spare
+    assert usable_cores() == cores
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert spare_cores() == spare
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads", "left"),
+    [(2, 1, 2, 1), (2, 0, 2, 2), (8, 1, 8, 7), (8, 1, 4, 4), (1, 1, 1, 1), (2, 8, 2, 1)],
+)
+def test_computing_leaves_cores_to_the_workers(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int, left: int
+) -> None:
+    monkeypatch.setattr("detkit.engine.device.usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # of OMP_NUM_THREADS
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    leave_cores_to(workers)
+    assert chosen == [left]
