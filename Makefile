@@ -82,5 +82,5 @@ $(RUN)/.tested: $(RUN)/.trained
 
 $(RUN)/.shown: $(RUN)/.tested
 	@echo "== drawing detections"
-	@$(BIN)/python demo/demo.py $(RUN)/best.pt $(HELD_OUT) --sheet $(RUN)/sheet.jpg
+	@$(BIN)/python demo/demo.py $(RUN)/best.pt $(HELD_OUT) --max-frames 16 --sheet $(RUN)/sheet.jpg
 	@touch $@

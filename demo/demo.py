@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import detkit
 from detkit import cli
+from detkit.engine.device import leave_cores_to
 from detkit.inference.predictor import Predictor
 from detkit.inference.sinks import (
     JsonSink,
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> None:
     """Hand every frame from its source to the detector and on to the sinks."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    leave_cores_to(1)  # whatever else runs on this machine must not stall the detector
     with ExitStack() as stack:
         stack.enter_context(logging_redirect_tqdm())
         source = stack.enter_context(open_source(options.source))

@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-
     checkpoint = load_checkpoint(options.checkpoint, options.overrides)
     source = checkpoint.recipe.data.test or checkpoint.recipe.data.val
     if source is None:
