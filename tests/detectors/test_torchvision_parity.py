@@ -13,6 +13,7 @@ import torch
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -321,6 +322,8 @@ def test_defaults_are_torchvisions():
         "box_batch_size_per_image": roi.samples,
         "box_positive_fraction": roi.positive_fraction,
     }
+    network = RegionProposalNetwork(None, None, 0.7, 0.3, 1, 0.5, {}, {}, 0.7)
+    assert network.min_size == rpn.min_size
 
 
 def test_no_level_beyond_the_pyramid(make_pair, small, difference):
