@@ -424,6 +424,11 @@ def texts_for_readers() -> list[Path]:
     return found
 
 
+def test_no_figure_is_left_to_be_filled_in() -> None:
+    places = [p.name for p in texts_for_readers() if re.search(r"\bRESULT", p.read_text("utf-8"))]
+    assert places == []
+
+
 def test_text_holds_on_every_machine() -> None:
     faults = {
         str(path.relative_to(ROOT)): local_text(path.read_text(encoding="utf-8").splitlines())
