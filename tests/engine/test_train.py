@@ -543,3 +543,24 @@ def test_batch_size_divides_into_the_processes(
     assert refused(run, tiny_recipe("train.batch_size=3"), tmp_path) == (
         "train.batch_size 3 is over all processes and does not divide into 2; use a multiple of 2"
     )
+
+
+# ---------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "fp16", "auto"])
+def test_trains_goes_on_and_predicts_on_a_gpu(
+    amp: str, tiny_recipe: MakeRecipe, content: Content, tmp_path: Path
+) -> None:
+    device = torch.device("cuda", 0)
+    recipe = tiny_recipe("train.epochs=2", f"train.amp={amp}", "train.clip_norm=10.0")
+    training.train(recipe, folder=tmp_path, device=device)
+    training.train(recipe, folder=tmp_path, device=device, resume=True)  # finished: nothing to do
+    last = content(tmp_path / "last.pt")
+    assert last["epoch"] == 2
+    assert all(v.isfinite().all() for v in last["model"].values() if v.is_floating_point())
+    detector = load_checkpoint(tmp_path / "best.pt").detector().to(device)
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)
+    (found,) = detector(Batch(images, ((64, 64),), ((64, 64),)))
+    assert found.boxes.is_cuda
