@@ -284,12 +284,12 @@ def _open_run(run: Run, state: State) -> RunLog:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("last.pt", "best.pt", "recipe.yaml", "metrics.jsonl"):
         remove_leftovers(folder / name)
-    write_atomically(folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     if state.step == 0:
         _save(state, run, best=False)
         # what an earlier run left here would pass for a result of this one
         for path in (folder / "best.pt", *folder.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
+    write_atomically(folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     return RunLog(folder, resume_step=state.step)
 
 
