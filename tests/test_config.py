@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.config import (
+    CocoSource,
     ConfigError,
     Recipe,
     apply_override,
@@ -357,3 +358,11 @@ def test_recipe_cannot_be_changed() -> None:
     recipe = build_recipe({"name": "a"})
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 3  # type: ignore[misc]
+
+
+def test_a_mapping_takes_the_place_of_a_source_of_another_format() -> None:
+    """As the README tells those who test on other annotations."""
+    tree = {"name": "a", "data": {"test": {"format": "synthetic", "num_images": 7}}}
+    override = "data.test={format: coco, annotations: t.json, images: img}"
+    source = build_recipe(tree, [override]).data.test
+    assert source == CocoSource(annotations="t.json", images="img")
