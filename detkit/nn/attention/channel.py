@@ -1,0 +1,1 @@
+"""Attention to channels, from statistics over the whole map."""

@@ -1,0 +1,1 @@
+"""Attention to channels and places at once."""

@@ -1,0 +1,1 @@
+"""Attention of every place, or channel, to every other."""

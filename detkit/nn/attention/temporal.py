@@ -1,0 +1,1 @@
+"""Attention along the frames of a clip."""
