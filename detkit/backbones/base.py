@@ -6,14 +6,15 @@ B batch, C channels, H, W height and width, K classes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from detkit.backbones.placement import Placement, is_attention
 from detkit.backbones.weights import adapt_stem, load_into, read_weights
 from detkit.registry import attentions, backbones, suggest
 
@@ -27,12 +28,16 @@ class FeatureInfo:
         channels: its channels.
         stride: pixels of the image from one cell to the next.
         receptive_field: side in pixels of the square of the image that one cell depends on.
+        center: pixel, counted from 0, that the receptive field of the first cell is centred at;
+            that of cell i is centred at `center + i * stride`. Not a whole number where the
+            receptive field is even.
     """
 
     name: str
     channels: int
     stride: int
     receptive_field: int
+    center: float
 
 
 @runtime_checkable
@@ -47,26 +52,31 @@ class Branching(Protocol):
 def follow(info: FeatureInfo, module: nn.Module) -> FeatureInfo:
     """Describe the map that a module makes of the map described by `info`.
 
-    A layer of kernel k and dilation d on a map of stride j widens the receptive field by
-    d (k - 1) j, and its own stride multiplies j.
+    A layer of kernel k, dilation d and padding p on a map of stride j widens the receptive field
+    by d (k - 1) j, moves its centre by (d (k - 1) / 2 - p) j, and its own stride multiplies j.
+    Attention is left out: with it nearly every cell depends on the whole image.
 
     Raises:
         TypeError: the module has parts but does not say in which order they run.
     """
+    if is_attention(module):
+        return info
     if isinstance(module, nn.Sequential):
         return reduce(follow, module, info)
     if isinstance(module, Branching):
         return reduce(follow, module.main_path(), info)
-    if any(True for _ in module.children()):
-        raise TypeError(f"{type(module).__name__} needs a main_path() to be described")
     if not hasattr(module, "kernel_size"):  # norms and activations see one cell at a time
+        if any(True for _ in module.children()):
+            raise TypeError(f"{type(module).__name__} needs a main_path() to be described")
         return info
     reach = _largest(getattr(module, "dilation", 1)) * (_largest(module.kernel_size) - 1)
+    padding = reach / 2 if module.padding == "same" else _largest(module.padding)
     return replace(
         info,
         channels=getattr(module, "out_channels", info.channels),
         stride=info.stride * _largest(module.stride),
         receptive_field=info.receptive_field + reach * info.stride,
+        center=info.center + (reach / 2 - padding) * info.stride,
     )
 
 
@@ -84,17 +94,32 @@ class Backbone(nn.Module):
         name: what to call it in messages.
         in_channels: channels of the images.
         out_indices: the stages whose maps `forward` returns, in this order; negative ones count
-            from the last.
+            from the last; None for those of `default_out_indices`.
+        attention: where attention stands; None for nowhere. A subclass asks it for the module of
+            each of its positions.
 
     Raises:
-        ValueError: an index is out of range or given twice, or there are no channels.
+        ValueError: an index is out of range or given twice, there are no channels, or attention
+            stands where this network has no place for it.
     """
 
-    stage_names: ClassVar[tuple[str, ...]]
+    stage_names: tuple[str, ...]
+    default_out_indices: tuple[int, ...]  # with strides 4, 8, 16 and 32 where there are such
+    head_indices: tuple[int, ...] = (-1,)  # the stages whose maps the classifier's head reads
+    attention_positions: tuple[str, ...] = ("after_stage",)  # the default first
+    num_classes: int = 1000  # of the published classifier
     frozen_stages: int
 
-    def __init__(self, name: str, in_channels: int, out_indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        out_indices: Sequence[int] | None,
+        attention: Placement | None = None,
+    ) -> None:
         super().__init__()
+        if out_indices is None:
+            out_indices = self.default_out_indices
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
         count = len(self.stage_names)
@@ -112,6 +137,9 @@ class Backbone(nn.Module):
         self.in_channels = in_channels
         self.out_indices = resolved
         self.frozen_stages = 0
+        self.attention = attention or Placement()
+        self.after_stage = nn.ModuleDict()
+        _check_placement(self)
 
     def stages(self) -> list[tuple[nn.Module, ...]]:
         """The stages that were built, each as the modules that run one after the other."""
@@ -132,11 +160,12 @@ class Backbone(nn.Module):
             images: `[B, in_channels, H, W]`, normalised.
 
         Returns:
-            One `[B, C, ceil(H / stride), ceil(W / stride)]` per out index.
+            One `[B, C, H / stride, W / stride]` per out index, rounded up where the network pads
+            its borders.
         """
         maps: dict[int, Tensor] = {}
         x = images
-        for index, stage in enumerate(self.stages()):
+        for index, stage in enumerate(self._attended_stages()):
             for module in stage:
                 x = module(x)
             if index in self.out_indices:  # the others need not outlive their use
@@ -145,13 +174,40 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Name, channels, stride and receptive field of each map, read off the layers."""
+        """Name, channels, stride, receptive field and centre of each map, read off the layers."""
+        described = self.stage_info()
+        return tuple(described[index] for index in self.out_indices)
+
+    def stage_info(self) -> list[FeatureInfo]:
+        """The same of every stage that was built."""
         described = []
-        info = FeatureInfo("image", self.in_channels, stride=1, receptive_field=1)
+        info = FeatureInfo("image", self.in_channels, stride=1, receptive_field=1, center=0.0)
         for name, stage in zip(self.stage_names, self.stages(), strict=False):
             info = replace(reduce(follow, stage, info), name=name)
             described.append(info)
-        return tuple(described[index] for index in self.out_indices)
+        return described
+
+    def attend_after_stages(self) -> None:
+        """Put attention behind the stages, if that is where it stands; once, after building."""
+        for index, info in enumerate(self.stage_info()):
+            if self.attention.stages is None and info.name == "stem":
+                continue  # the stem has no blocks
+            module = self.attention.module(
+                "after_stage", stage=index, channels=info.channels, stride=info.stride
+            )
+            if module is not None:
+                self.after_stage[info.name] = module
+
+    def attention_names(self) -> tuple[str, ...]:
+        """Beginnings of the names in the state_dict that belong to attention."""
+        return tuple(f"{name}." for name, each in self.named_modules() if is_attention(each))
+
+    def _attended_stages(self) -> list[tuple[nn.Module, ...]]:
+        stages = self.stages()
+        for index, name in enumerate(self.stage_names[: len(stages)]):
+            if name in self.after_stage:
+                stages[index] = (*stages[index], self.after_stage[name])
+        return stages
 
     def freeze(self, stages: int) -> None:
         """Stop the first stages from learning; their norms keep their statistics from now on.
@@ -180,7 +236,30 @@ class Backbone(nn.Module):
         return self
 
     def _frozen(self) -> list[nn.Module]:
-        return [module for stage in self.stages()[: self.frozen_stages] for module in stage]
+        return [
+            module for stage in self._attended_stages()[: self.frozen_stages] for module in stage
+        ]
+
+
+def _check_placement(net: Backbone) -> None:
+    """Whether the attention asked for has a place in this network.
+
+    Raises:
+        ValueError: it has not.
+    """
+    placement = net.attention
+    if placement.name is None:
+        return
+    if placement.at not in net.attention_positions:
+        allowed = suggest(placement.at, net.attention_positions)
+        raise ValueError(f"{net.name} has no attention_at {placement.at!r}; {allowed}")
+    count = len(net.stage_names)
+    wrong = [index for index in placement.stages or () if not 0 <= index < count]
+    if wrong:
+        raise ValueError(
+            f"attention_stages {wrong} not in 0..{count - 1} for {net.name} "
+            f"({', '.join(net.stage_names)})"
+        )
 
 
 class PooledLinear(nn.Module):
@@ -247,10 +326,9 @@ def create_backbone(
     name: str,
     *,
     attention: str | None = None,
-    out_indices: Sequence[int] = (1, 2, 3, 4),
-    in_channels: int = 3,
+    out_indices: Sequence[int] | None = None,
+    in_channels: int | None = None,
     weights: str | Path | None = None,
-    norm: str = "batch",
     frozen_stages: int = 0,
     **settings: Any,
 ) -> Backbone:
@@ -258,23 +336,22 @@ def create_backbone(
 
     Args:
         name: see `list_backbones`.
-        attention: attention module to put into its blocks.
-        out_indices: the stages whose maps it returns; 0 is the stem before its pooling, -1 the
-            last. Later stages are not built.
-        in_channels: channels of the images; published weights are adapted to them.
+        attention: attention module to put into it, see `detkit.nn.attention.list_attentions`.
+        out_indices: the stages whose maps it returns, 0 being the first and -1 the last; later
+            stages are not built. None: those with strides 4, 8, 16 and 32 where there are such.
+        in_channels: channels of the images; published weights are adapted to them. None: as
+            published.
         weights: None, "imagenet" (torchvision's best), "imagenet_v1", or a path.
-        norm: "batch", "frozen_batch" or "group".
-        frozen_stages: how many stages do not learn, the stem being the first.
-        settings: what else this backbone takes, such as `norm_eps`, or `width` of a ResNet.
+        frozen_stages: how many stages do not learn, the first being the stem.
+        settings: what else this backbone takes: `norm` ("batch", "frozen_batch", "group",
+            "sync_batch"; not given, as published) and `norm_eps`; `attention_at`,
+            `attention_stages` and `attention_settings` (see `detkit.backbones.placement`);
+            `drop_path`, `output_stride`, `width` and more, which an unknown one is answered with.
 
     Raises:
         ValueError: an unknown name or setting, or weights that do not fit.
     """
-    build = backbones[name]
-    if attention is not None:
-        settings["attention"] = attentions[attention]
-    _check_settings(name, build, settings)
-    net: Backbone = build(out_indices=out_indices, in_channels=in_channels, norm=norm, **settings)
+    net = _build(name, attention, out_indices, in_channels, settings)
     net.freeze(frozen_stages)
     if weights is not None:
         _load(net, net, weights, ignore=net.unused_weights())
@@ -284,56 +361,92 @@ def create_backbone(
 def create_classifier(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     attention: str | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     weights: str | Path | None = None,
-    norm: str = "batch",
     **settings: Any,
 ) -> Classifier:
     """Build the image classifier that a backbone comes from.
 
     Args:
         name: see `list_backbones`.
-        num_classes: K.
-        attention: attention module to put into its blocks.
-        in_channels: channels of the images; published weights are adapted to them.
+        num_classes: K. None: as published.
+        attention: attention module to put into it.
+        in_channels: channels of the images; published weights are adapted to them. None: as
+            published.
         weights: None, "imagenet" (torchvision's best), "imagenet_v1", or a path.
-        norm: "batch", "frozen_batch" or "group".
-        settings: what else this backbone takes.
+        settings: as of `create_backbone`.
 
     Raises:
         ValueError: an unknown name or setting, or weights that do not fit.
     """
-    body = create_backbone(
-        name,
-        attention=attention,
-        out_indices=(-1,),
-        in_channels=in_channels,
-        norm=norm,
-        **settings,
-    )
-    classifier = Classifier(body, body.head(num_classes))
+    body = _build(name, attention, (-1,), in_channels, settings)
+    count = len(body.stage_names)
+    body.out_indices = tuple(index % count for index in body.head_indices)
+    classifier = Classifier(body, body.head(num_classes or body.num_classes))
     if weights is not None:
         _load(classifier, body, weights, ignore=())
     return classifier
 
 
-def _check_settings(name: str, build: Callable[..., Any], settings: dict[str, Any]) -> None:
-    common = {"out_indices", "in_channels", "norm"}
+_PLACEMENT_SETTINGS = ("attention_at", "attention_stages", "attention_settings")
+
+
+def _build(
+    name: str,
+    attention: str | None,
+    out_indices: Sequence[int] | None,
+    in_channels: int | None,
+    settings: Mapping[str, Any],
+) -> Backbone:
+    build = backbones[name]
+    plain = {key: value for key, value in settings.items() if key not in _PLACEMENT_SETTINGS}
+    _check_settings(name, build, plain)
+    if in_channels is not None:
+        plain["in_channels"] = in_channels
+    placement = None
+    if attention is not None:
+        attentions[attention]  # an unknown name is the first thing to say
+        positions = attention_positions(build)
+        placement = Placement(
+            attention,
+            settings.get("attention_at") or positions[0],
+            settings.get("attention_stages"),
+            settings.get("attention_settings") or {},
+        )
+    net: Backbone = build(out_indices=out_indices, attention=placement, **plain)
+    net.attend_after_stages()
+    return net
+
+
+def attention_positions(build: Callable[..., Any]) -> tuple[str, ...]:
+    """Where attention can stand in the networks of a registered builder, the default first."""
+    network = build.func if isinstance(build, partial) else build
+    return getattr(network, "attention_positions", Backbone.attention_positions)
+
+
+def _check_settings(name: str, build: Callable[..., Any], settings: Mapping[str, Any]) -> None:
     parameters = inspect.signature(build).parameters.values()
     allowed = [
         each.name
         for each in parameters
-        if each.kind is each.KEYWORD_ONLY and each.name not in common
+        if each.kind is each.KEYWORD_ONLY
+        and each.name not in ("out_indices", "in_channels", "attention")
     ]
     for key in settings:
         if key not in allowed:
-            raise ValueError(f"{name} has no setting {key!r}; {suggest(key, allowed)}")
+            choices = suggest(key, [*allowed, *_PLACEMENT_SETTINGS])
+            raise ValueError(f"{name} has no setting {key!r}; {choices}")
 
 
 def _load(net: nn.Module, body: Backbone, weights: str | Path, *, ignore: Sequence[str]) -> None:
     state = read_weights(body.name, weights)
     first = next(key for key, value in body.named_modules() if isinstance(value, nn.Conv2d))
     state = adapt_stem(state, f"{first}.weight", body.in_channels)
+    added = body.attention_names()
+    if added and not any(name.startswith(added) for name in state):
+        # weights of the plain network: attention starts as it is
+        own = body.state_dict()
+        state |= {name: value for name, value in own.items() if name.startswith(added)}
     load_into(net, state, source=str(weights), ignore=ignore)

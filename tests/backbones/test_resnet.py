@@ -169,7 +169,7 @@ def test_feature_info(name, channels, receptive_fields):
         net = create_backbone(name, out_indices=(0, 1, 2, 3, 4))
     names = ("stem", "layer1", "layer2", "layer3", "layer4")
     strides = (2, 4, 8, 16, 32)
-    rows = zip(names, channels, strides, receptive_fields, strict=True)
+    rows = zip(names, channels, strides, receptive_fields, [0.0] * 5, strict=True)
     assert net.feature_info == tuple(FeatureInfo(*row) for row in rows)
 
 
@@ -202,7 +202,7 @@ def test_description_follows_the_layers():
 
 def test_a_module_of_unknown_order_cannot_be_described():
     with pytest.raises(TypeError, match="ModuleList needs a main_path"):
-        follow(FeatureInfo("image", 3, 1, 1), nn.ModuleList([nn.Conv2d(3, 4, 3)]))
+        follow(FeatureInfo("image", 3, 1, 1, 0.0), nn.ModuleList([nn.Conv2d(3, 4, 3)]))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 33, 65), (2, 3, 64, 96), (1, 3, 1, 1)])
@@ -388,7 +388,8 @@ def test_no_images_give_empty_maps():
 
 
 def test_list_backbones():
-    assert list_backbones("resnet*") == sorted(NAMES)
+    assert set(NAMES) < set(list_backbones("resnet*"))
+    assert list_backbones("resnet?0*_v1") == ["resnet50_v1"]
     assert list_backbones("nothing*") == []
 
 
@@ -406,7 +407,7 @@ def test_list_backbones():
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"widht": 32}, "resnet18 has no setting 'widht'; did you mean 'width'"),
         ({"architecture": None}, "resnet18 has no setting 'architecture'"),
-        ({"attention": "no_such"}, "unknown attention module 'no_such'; there is none yet"),
+        ({"attention": "no_such"}, "unknown attention module 'no_such'"),
         ({"zero_init_residual": True, "norm": "frozen_batch"}, "would never learn; use norm"),
     ],
 )
