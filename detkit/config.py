@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -96,17 +96,22 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The network that turns pixels into feature maps."""
+    """The network that turns pixels into feature maps. Null is the network's own default."""
 
     name: str = "resnet50"
     weights: str | None = None  # "imagenet" or a path
-    out_indices: tuple[int, ...] = (1, 2, 3, 4)
-    norm: Literal["batch", "frozen_batch", "group"] = "batch"
-    norm_eps: NonNegative = 1e-5
+    out_indices: tuple[int, ...] | None = None  # null: strides 4, 8, 16, 32 where there are such
     frozen_stages: NonNegativeInt = 0
-    attention: str | None = None
-    width: PositiveInt = 64
-    zero_init_residual: bool = False
+    norm: Literal["batch", "frozen_batch", "group", "sync_batch"] | None = None
+    norm_eps: NonNegative | None = None
+    attention: str | None = None  # a module of detkit.nn.attention
+    attention_at: str | None = None  # a position, see detkit/backbones/placement.py
+    attention_stages: tuple[int, ...] | dict[int, tuple[int, ...]] | None = None  # null: all
+    attention_settings: dict[str, Any] | None = None
+    width: PositiveInt | None = None  # ResNets: channels of the stem, 64 as published
+    zero_init_residual: bool | None = None
+    drop_path: Fraction | None = None
+    output_stride: PositiveInt | None = None
 
 
 class FPNConfig(Section):
@@ -120,7 +125,8 @@ class FPNConfig(Section):
 class RPNConfig(Section):
     """Region proposal network."""
 
-    anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    # of each level; null: one of 8 times its stride (32 to 512 on a pyramid of strides 4 to 64)
+    anchor_sizes: tuple[tuple[Positive, ...], ...] | None = None
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
     positive_iou: Fraction = 0.7
     negative_iou: Fraction = 0.3
@@ -243,11 +249,95 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _name_is_a_folder(self) -> Recipe:
-        if not re.fullmatch(r"[\w][\w.\-]*", self.name):
-            raise ValueError(
-                f"name {self.name!r} becomes a folder: use letters, digits, '.', '-', '_'"
-            )
+        _check_folder_name(self.name)
         return self
+
+
+def _check_folder_name(name: str) -> None:
+    if not re.fullmatch(r"[\w][\w.\-]*", name):
+        raise ValueError(f"name {name!r} becomes a folder: use letters, digits, '.', '-', '_'")
+
+
+class CropConfig(Section):
+    """How a box becomes a picture to classify."""
+
+    size: PositiveInt = 32  # side in pixels
+    context: NonNegative = 0.0  # margin on each side, as a share of the longer side of the box
+    grey: bool = False
+    canvas: PositiveInt | None = None  # side of an empty picture in which the crop lies anywhere
+    clutter: NonNegativeInt = 0  # pieces of other crops on the canvas
+
+    @model_validator(mode="after")
+    def _the_canvas_holds_the_crop(self) -> CropConfig:
+        if self.canvas is not None and self.canvas < self.size:
+            raise ValueError(f"canvas {self.canvas} is smaller than size {self.size}")
+        if self.canvas is None and self.clutter:
+            raise ValueError("clutter needs a canvas to lie on; set canvas, e.g. to twice the size")
+        return self
+
+
+class ClassifierDataConfig(Section):
+    """Whose boxes are classified."""
+
+    train: Source | None = None
+    val: Source | None = None
+    test: Source | None = None  # default: val
+    crop: CropConfig = CropConfig()
+
+
+class RAMConfig(Section):
+    """The recurrent attention model."""
+
+    glimpses: PositiveInt = 6
+    patches: tuple[PositiveInt, ...] = (8,)  # sides in pixels; multiples of the first
+    hidden: PositiveInt = 256
+    std: Positive = 0.17  # of the policy; the image reaches from -1 to 1
+    learn_where: bool = True  # false: uniform locations, to see what the policy is worth
+
+
+class ClassifierConfig(Section):
+    """A classifier: "ram", or the network that a backbone comes from."""
+
+    name: str = "ram"
+    ram: RAMConfig = RAMConfig()
+    weights: str | None = None  # of a backbone's network: "imagenet" or a path
+    settings: dict[str, bool | int | float | str] = {}  # of a backbone's network, e.g. width
+    mean: float = 0.5  # of pixels in 0..1
+    std: Positive = 0.25
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_network(self) -> ClassifierConfig:
+        if self.name == "ram" and (self.settings or self.weights is not None):
+            raise ValueError("weights and settings are of a backbone; those of ram stand under ram")
+        return self
+
+
+class ClassifierTrainConfig(Section):
+    """Everything about training a classifier."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 128
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: Positive | None = None
+
+
+class ClassifierRecipe(Section):
+    """All that is needed to train a classifier again."""
+
+    name: str
+    seed: Seed = 0
+    data: ClassifierDataConfig = ClassifierDataConfig()
+    model: ClassifierConfig = ClassifierConfig()
+    train: ClassifierTrainConfig = ClassifierTrainConfig()
+
+    @model_validator(mode="after")
+    def _name_is_a_folder(self) -> ClassifierRecipe:
+        _check_folder_name(self.name)
+        return self
+
+
+R = TypeVar("R", Recipe, ClassifierRecipe)
 
 
 class _Loader(yaml.SafeLoader):
@@ -301,6 +391,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: unknown key, wrong type, wrong choice, no such file.
     """
+    return load_recipe_as(Recipe, path, overrides)
+
+
+def load_recipe_as(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
+    """What `load_recipe` does, for a recipe of another schema."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -314,20 +409,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, e.g. 'name: my_run'")
     tree.setdefault("name", path.stem)
-    return build_recipe(tree, overrides, where=str(path))
+    return build_recipe_as(schema, tree, overrides, where=str(path))
 
 
 def build_recipe(
     tree: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
 ) -> Recipe:
     """Check a tree of plain values; `where` names its origin in error messages."""
+    return build_recipe_as(Recipe, tree, overrides, where=where)
+
+
+def build_recipe_as(
+    schema: type[R], tree: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+) -> R:
+    """What `build_recipe` does, for a recipe of another schema."""
     for override in overrides:
-        tree = apply_override(tree, override)
+        tree = apply_override(tree, override, schema=schema)
     try:
         # Through JSON, because only there does strict mode take lists for tuples.
-        return Recipe.model_validate_json(json.dumps(tree), strict=True)
+        return schema.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        lines = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        lines = [f"{where}: {_explain(problem, schema)}" for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     except (TypeError, ValueError, RecursionError) as error:  # of json: bytes, a set, a circle
         raise ConfigError(
@@ -335,15 +437,17 @@ def build_recipe(
         ) from None
 
 
-def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+def apply_override(
+    tree: dict[str, Any], override: str, *, schema: type[Section] = Recipe
+) -> dict[str, Any]:
     """A copy of `tree` with `key.path=value` set; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
     parts = key.split(".")
-    if parts[0] not in Recipe.model_fields:
+    if parts[0] not in schema.model_fields:
         raise ConfigError(
-            f"override {override!r}: unknown key; {suggest(parts[0], Recipe.model_fields)}"
+            f"override {override!r}: unknown key; {suggest(parts[0], schema.model_fields)}"
         )
     value = parse_yaml(text, f"override {override!r}")
     result = dict(tree)
@@ -356,14 +460,14 @@ def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     return result
 
 
-def recipe_to_yaml(recipe: Recipe) -> str:
+def recipe_to_yaml(recipe: Recipe | ClassifierRecipe) -> str:
     """The resolved recipe, every default written out."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, schema: type[Section]) -> str:
     """One line for one pydantic error: the key, what was given, what is allowed."""
-    keys, section = _locate(problem["loc"])
+    keys, section = _locate(problem["loc"], schema)
     key, given, kind = ".".join(keys), problem["input"], problem["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {suggest(keys[-1], section.model_fields if section else ())}"
@@ -387,11 +491,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _locate(loc: Iterable[str | int]) -> tuple[list[str], type[Section] | None]:
+def _locate(
+    loc: Iterable[str | int], schema: type[Section]
+) -> tuple[list[str], type[Section] | None]:
     """Turn pydantic's location into a key path, and find the section that the last key is in."""
     keys: list[str] = []
-    sections: list[type[Section]] = [Recipe]
-    parent: type[Section] | None = Recipe
+    sections: list[type[Section]] = [schema]
+    parent: type[Section] | None = schema
     for part in loc:
         tagged = [s for s in sections if s.model_fields.get("format") is not None]
         if len(sections) > 1 and any(s.model_fields["format"].default == part for s in tagged):
