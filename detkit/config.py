@@ -301,7 +301,7 @@ class ClassifierConfig(Section):
     name: str = "ram"
     ram: RAMConfig = RAMConfig()
     weights: str | None = None  # of a backbone's network: "imagenet" or a path
-    settings: dict[str, bool | int | float | str] = {}  # of a backbone's network, e.g. width
+    settings: dict[str, Any] = {}  # of a backbone's network, e.g. width
     mean: float = 0.5  # of pixels in 0..1
     std: Positive = 0.25
 
