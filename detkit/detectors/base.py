@@ -6,13 +6,47 @@ B images in a batch, H and W their padded size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detkit.structures import Batch, Detections
+from detkit.structures import Batch, Detections, Size
 
 Losses = dict[str, Tensor]
+
+
+class MapGeometry(NamedTuple):
+    """Where the cells of a feature map are in the image.
+
+    Attributes:
+        stride: pixels from one cell to the next.
+        center: pixel, counted from 0, that the first cell is centred at.
+    """
+
+    stride: int
+    center: float
+
+    def spacing(self, padded: Size, cells: Size) -> tuple[float, float]:
+        """Pixels from one cell to the next (down, right) on a map of that many cells.
+
+        Networks that pad every border have their first cell at pixel 0; for them it is what the
+        map really spans, as in torchvision: at 800 px a stride of 64 has 13 cells, 61 apart.
+        Others lose their borders, and what remains is spaced by the stride.
+        """
+        if self.center:
+            return self.stride, self.stride
+        return padded[0] // cells[0], padded[1] // cells[1]
+
+    def roi_offset(self, *, aligned: bool) -> float:
+        """What to take off the coordinates of a region, so that RoI align finds its cells.
+
+        RoI align has the first cell centred at 0, or where `aligned` at half a stride. Networks
+        that pad every border are taken as centred there either way, as everyone takes them.
+        """
+        if self.center and aligned:
+            return self.center - (self.stride - 1) / 2
+        return self.center
 
 
 class Detector(nn.Module):

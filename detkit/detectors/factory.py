@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from detkit.backbones import create_backbone
+from detkit.backbones import Backbone, create_backbone
 from detkit.backbones.weights import load_into, read_weights
 from detkit.config import FPNConfig, ModelConfig, RoIConfig, RPNConfig, build_recipe, load_recipe
-from detkit.detectors.base import Detector
+from detkit.detectors.base import Detector, MapGeometry
 from detkit.detectors.region_proposal import RegionProposal
 from detkit.detectors.roi import BoxHead, BoxLoss, DetectionLimits, RoIAlign, RoIHead
 from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
@@ -97,43 +97,57 @@ def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConf
 
 
 def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
-    try:
-        backbone = create_backbone(**config.backbone.model_dump())
-    except ValueError as error:
-        raise ValueError(f"model.backbone: {error}") from None
+    backbone = _backbone(config)
+    maps = [MapGeometry(info.stride, info.center) for info in backbone.feature_info]
     channels = [info.channels for info in backbone.feature_info]
-    neck, levels = _fpn(config.fpn, channels)
-    if len(config.rpn.anchor_sizes) != levels:
-        raise ValueError(
-            f"model.rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} entries for {levels} "
-            "feature maps; give one list of sizes a map, finest first"
-        )
+    neck, levels = _fpn(config.fpn, channels, maps)
     width = config.fpn.channels if config.fpn else channels[-1]
     return RegionProposal(
         backbone,
         neck,
-        _rpn(config.rpn, width),
-        _roi(config.roi, width, num_levels=len(channels), num_classes=num_classes),
+        _rpn(config.rpn, width, levels),
+        _roi(config.roi, width, maps, num_classes=num_classes),
         mean=config.mean,
         std=config.std,
     )
 
 
-def _fpn(config: FPNConfig | None, channels: list[int]) -> tuple[nn.Module | None, int]:
-    """The neck, and the number of maps that come out of it."""
+def _backbone(config: ModelConfig) -> Backbone:
+    settings = {k: v for k, v in config.backbone.model_dump().items() if v is not None}
+    if config.fpn is None and "out_indices" not in settings:
+        settings["out_indices"] = (-1,)  # maps of several widths would need the pyramid
+    try:
+        return create_backbone(**settings, in_channels=3)
+    except ValueError as error:
+        raise ValueError(f"model.backbone: {error}") from None
+
+
+def _fpn(
+    config: FPNConfig | None, channels: list[int], maps: list[MapGeometry]
+) -> tuple[nn.Module | None, list[MapGeometry]]:
+    """The neck, and where the cells of the maps that come out of it are."""
     if config is None:
         if len(set(channels)) != 1:
             raise ValueError(
                 f"without model.fpn all maps need the same number of channels, got {channels}; "
                 "give model.backbone.out_indices one entry, e.g. [3]"
             )
-        return None, len(channels)
+        return None, maps
     neck = FPN(channels, config.channels, extra=config.extra, norm=config.norm)
-    return neck, neck.num_levels
+    strides = neck.out_strides([each.stride for each in maps])
+    # a coarser level keeps every second cell of the one before, from the first on
+    centers = [each.center for each in maps] + [maps[-1].center] * (len(strides) - len(maps))
+    return neck, [MapGeometry(*each) for each in zip(strides, centers, strict=True)]
 
 
-def _rpn(config: RPNConfig, channels: int) -> RPN:
-    anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)
+def _rpn(config: RPNConfig, channels: int, levels: list[MapGeometry]) -> RPN:
+    sizes = config.anchor_sizes or tuple((8.0 * level.stride,) for level in levels)
+    if len(sizes) != len(levels):
+        raise ValueError(
+            f"model.rpn.anchor_sizes has {len(sizes)} entries for {len(levels)} "
+            "feature maps; give one list of sizes a map, finest first"
+        )
+    anchors = AnchorGrid(sizes, config.aspect_ratios, levels)
 
     def limits(pre_nms: int, post_nms: int) -> ProposalLimits:
         return ProposalLimits(
@@ -156,10 +170,10 @@ def _rpn(config: RPNConfig, channels: int) -> RPN:
     )
 
 
-def _roi(config: RoIConfig, channels: int, *, num_levels: int, num_classes: int) -> RoIHead:
+def _roi(config: RoIConfig, channels: int, maps: list[MapGeometry], *, num_classes: int) -> RoIHead:
     return RoIHead(
         RoIAlign(
-            num_levels,
+            maps,
             resolution=config.resolution,
             sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,

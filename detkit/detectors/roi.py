@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from detkit.detectors.base import Losses, at_least_float32
+from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.ops import (
     Assigned,
     Assigner,
@@ -35,7 +35,7 @@ class RoIAlign(nn.Module):
     """Cut a fixed-size patch out of the pyramid level that fits each region's size.
 
     Args:
-        num_levels: how many of the finest feature maps are used.
+        maps: where the cells of the finest feature maps are; as many maps are used.
         resolution: side of the patch.
         sampling_ratio: points a bin and direction; 0 adapts to the region's size.
         aligned: shift by half a pixel, so that a pixel's centre is where it is.
@@ -45,7 +45,7 @@ class RoIAlign(nn.Module):
 
     def __init__(
         self,
-        num_levels: int,
+        maps: Sequence[MapGeometry],
         *,
         resolution: int,
         sampling_ratio: int,
@@ -54,46 +54,53 @@ class RoIAlign(nn.Module):
         canonical_level: int,
     ) -> None:
         super().__init__()
-        self.num_levels = num_levels
+        self.maps = tuple(maps)
         self.resolution = resolution
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
 
-    def forward(self, features: list[Tensor], regions: list[Tensor], padded: Size) -> Tensor:
+    def forward(self, features: list[Tensor], regions: list[Tensor]) -> Tensor:
         """Patches `[R, D, resolution, resolution]` of the regions `[R_i, 4]` of each image."""
-        features = features[: self.num_levels]
-        # The stride of a level as a power of two, whatever the rounding of its size
-        strides = [2 ** round(math.log2(padded[0] / f.shape[-2])) for f in features]
         image = torch.cat([r.new_full((len(r), 1), float(i)) for i, r in enumerate(regions)])
-        rois = torch.cat([image, torch.cat(regions)], dim=1)  # [R, 5]
-        level = self.level_of(rois[:, 1:], strides)  # [R]
+        boxes = torch.cat(regions)
+        level = self.level_of(boxes)  # [R]
         order = level.argsort()
-        counts = torch.bincount(level, minlength=len(features)).tolist()
+        counts = torch.bincount(level, minlength=len(self.maps)).tolist()
+        rois = torch.cat([image, boxes], dim=1)[order]  # [R, 5]
         patches = [
-            # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
-            roi_align(
-                feature.to(part.dtype, memory_format=torch.contiguous_format),
-                part,
-                self.resolution,
-                spatial_scale=1 / stride,
-                sampling_ratio=self.sampling_ratio,
-                aligned=self.aligned,
-            ).to(feature.dtype)
-            for feature, part, stride in zip(
-                features, rois[order].split(counts), strides, strict=True
+            self._cut(feature, part, geometry)
+            # extra levels of the pyramid are for the proposals only
+            for feature, part, geometry in zip(
+                features, rois.split(counts), self.maps, strict=False
             )
         ]
         return torch.cat(patches)[order.argsort()]
 
-    def level_of(self, boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    def _cut(self, feature: Tensor, rois: Tensor, geometry: MapGeometry) -> Tensor:
+        """Patches of one map; `rois` have the image's index in front."""
+        offset = geometry.roi_offset(aligned=self.aligned)
+        if offset:
+            rois = rois - rois.new_tensor([0.0, offset, offset, offset, offset])
+        # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
+        patches = roi_align(
+            feature.to(rois.dtype, memory_format=torch.contiguous_format),
+            rois,
+            self.resolution,
+            spatial_scale=1 / geometry.stride,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+        )
+        return patches.to(feature.dtype)
+
+    def level_of(self, boxes: Tensor) -> Tensor:
         """Index `[R]` of the level for each box (equation 1 of arXiv 1612.03144)."""
-        finest, coarsest = int(math.log2(strides[0])), int(math.log2(strides[-1]))
         scale = box_area(boxes).sqrt() / self.canonical_size
         # 1e-6 as in torchvision: a region of exactly the canonical size must not fall a level lower
-        level = torch.floor(self.canonical_level + torch.log2(scale) + 1e-6)
-        return (level.clamp(finest, coarsest) - finest).long()
+        fitting = self.canonical_level + torch.log2(scale) + 1e-6  # log2 of the stride
+        coarser = [math.log2(each.stride) for each in self.maps[1:]]
+        return torch.bucketize(fitting, fitting.new_tensor(coarser), right=True)
 
 
 class BoxHead(nn.Module):
@@ -196,11 +203,9 @@ class RoIHead(nn.Module):
         self.box_loss = box_loss
         self.limits = limits
 
-    def forward(
-        self, features: list[Tensor], proposals: list[Tensor], padded: Size
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits `[R, C + 1]`, offsets `[R, C or 1, 4]` of proposals `[R_i, 4]` of each image."""
-        return self.head(self.pool(features, proposals, padded))
+        return self.head(self.pool(features, proposals))
 
     def loss(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> Losses:
         """Cross entropy over classes and background, and the box loss of the positives."""
@@ -215,8 +220,7 @@ class RoIHead(nn.Module):
             for boxes, target in zip(candidates, batch.targets, strict=True)
         ]
         chosen = [boxes[a.index] for boxes, a in zip(candidates, drawn, strict=True)]
-        padded = (batch.images.shape[-2], batch.images.shape[-1])
-        logits, offsets = self(features, chosen, padded)
+        logits, offsets = self(features, chosen)
         return self._loss_of(logits, offsets, torch.cat(chosen), drawn)
 
     def _loss_of(
@@ -247,8 +251,7 @@ class RoIHead(nn.Module):
         self, features: list[Tensor], proposals: list[Tensor], batch: Batch
     ) -> list[Detections]:
         """Detections of each image in pixels of the original image."""
-        padded = (batch.images.shape[-2], batch.images.shape[-1])
-        logits, offsets = self(features, proposals, padded)
+        logits, offsets = self(features, proposals)
         scores = logits.softmax(dim=1)[:, :-1]  # [R, C], background dropped
         boxes = decode(offsets, torch.cat(proposals)[:, None], weights=self.box_weights)
         counts = [len(p) for p in proposals]

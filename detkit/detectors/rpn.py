@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.detectors.base import Losses, at_least_float32
+from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.ops import (
     Assigner,
     batched_nms,
@@ -64,26 +64,31 @@ class AnchorGrid(nn.Module):
     Args:
         sizes: anchor sizes in pixels, one tuple a level.
         aspect_ratios: height / width, the same on all levels.
+        levels: where the cells of each level are.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float]) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[float],
+        levels: Sequence[MapGeometry],
+    ) -> None:
         super().__init__()
         if len({len(level) for level in sizes}) != 1:
             raise ValueError(f"every level needs the same number of anchor sizes, got {sizes}")
         self.num_anchors = len(sizes[0]) * len(aspect_ratios)
-        self.num_levels = len(sizes)
+        self.levels = tuple(levels)
         for level, level_sizes in enumerate(sizes):
-            cell = cell_anchors(level_sizes, aspect_ratios)
+            cell = cell_anchors(level_sizes, aspect_ratios) + levels[level].center
             self.register_buffer(f"cell{level}", cell, persistent=False)
 
     def forward(self, features: list[Tensor], padded: Size) -> list[Tensor]:
         """Anchors `[H*W*A, 4]` of each level for images padded to (height, width)."""
         anchors = []
-        for level, feature in enumerate(features):
-            height, width = feature.shape[-2:]
-            # What the grid really spans, as in torchvision: at 800 px P6 has a stride of 61, not 64
-            stride = (padded[0] // height, padded[1] // width)
-            anchors.append(grid_anchors(self.get_buffer(f"cell{level}"), (height, width), stride))
+        for index, (feature, level) in enumerate(zip(features, self.levels, strict=True)):
+            shape = (feature.shape[-2], feature.shape[-1])
+            stride = level.spacing(padded, shape)
+            anchors.append(grid_anchors(self.get_buffer(f"cell{index}"), shape, stride))
         return anchors
 
 
@@ -147,9 +152,9 @@ class RPN(nn.Module):
 
     def forward(self, features: list[Tensor], padded: Size) -> RPNOutput:
         """Judge every anchor of images padded to (height, width)."""
-        if len(features) != self.anchors.num_levels:
+        if len(features) != len(self.anchors.levels):
             raise ValueError(
-                f"{self.anchors.num_levels} levels of anchor sizes for {len(features)} feature "
+                f"{len(self.anchors.levels)} levels of anchor sizes for {len(features)} feature "
                 "maps; give rpn.anchor_sizes one entry a map"
             )
         logits, offsets = self.head(features)

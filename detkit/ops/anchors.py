@@ -27,13 +27,13 @@ def cell_anchors(
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(cell: Tensor, shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def grid_anchors(cell: Tensor, shape: tuple[int, int], stride: tuple[float, float]) -> Tensor:
     """Shift the anchors of one cell over a feature map.
 
     Args:
-        cell: `[A, 4]` anchors centred on the origin.
+        cell: `[A, 4]` anchors of the first cell, such as `cell_anchors` gives them.
         shape: (H, W) of the feature map.
-        stride: (vertical, horizontal) pixels between cells; the first cell's centre is (0, 0).
+        stride: (vertical, horizontal) pixels between cells.
 
     Returns:
         `[H * W * A, 4]`, rows first, the anchors of a cell side by side.

@@ -389,7 +389,7 @@ def test_no_images_give_empty_maps():
 
 def test_list_backbones():
     assert set(NAMES) < set(list_backbones("resnet*"))
-    assert list_backbones("resnet?0*_v1") == ["resnet50_v1"]
+    assert list_backbones("resnet5*_v1") == ["resnet50_v1"]
     assert list_backbones("nothing*") == []
 
 

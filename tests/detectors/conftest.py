@@ -169,11 +169,13 @@ class _Body(nn.Module):
 
 def torchvision_model(config: ModelConfig) -> FasterRCNN:
     """Torchvision's detector of the same settings: which of our settings is which of its own."""
-    norm = {"batch": nn.BatchNorm2d, "frozen_batch": FrozenBatchNorm2d}[config.backbone.norm]
-    norm = partial(norm, eps=config.backbone.norm_eps)
+    norms = {None: nn.BatchNorm2d, "batch": nn.BatchNorm2d, "frozen_batch": FrozenBatchNorm2d}
+    eps = config.backbone.norm_eps
+    norm = partial(norms[config.backbone.norm], eps=1e-5 if eps is None else eps)
     resnet = get_model(config.backbone.name, weights=None, norm_layer=norm)
-    layers = {f"layer{index}": str(i) for i, index in enumerate(config.backbone.out_indices)}
-    widths = [resnet.inplanes // 2 ** (4 - index) for index in config.backbone.out_indices]
+    indices = config.backbone.out_indices or (1, 2, 3, 4)
+    layers = {f"layer{index}": str(i) for i, index in enumerate(indices)}
+    widths = [resnet.inplanes // 2 ** (4 - index) for index in indices]
     if config.fpn is None:
         backbone = _Body(resnet, layers, widths[-1])
     else:
@@ -183,14 +185,13 @@ def torchvision_model(config: ModelConfig) -> FasterRCNN:
         if config.fpn.extra is None:
             backbone.fpn.extra_blocks = None
     rpn, roi = config.rpn, config.roi
+    sizes = rpn.anchor_sizes or ((32,), (64,), (128,), (256,), (512,))
     model = FasterRCNN(
         backbone,
         image_mean=list(config.mean),
         image_std=list(config.std),
         size_divisible=config.size_divisor,
-        rpn_anchor_generator=AnchorGenerator(
-            rpn.anchor_sizes, (rpn.aspect_ratios,) * len(rpn.anchor_sizes)
-        ),
+        rpn_anchor_generator=AnchorGenerator(sizes, (rpn.aspect_ratios,) * len(sizes)),
         rpn_fg_iou_thresh=rpn.positive_iou,
         rpn_bg_iou_thresh=rpn.negative_iou,
         rpn_batch_size_per_image=rpn.samples,

@@ -7,6 +7,7 @@ import torch
 
 from detkit.config import BackboneConfig, ConfigError, ModelConfig
 from detkit.detectors import Detector, RegionProposal, create_detector
+from detkit.detectors.base import MapGeometry
 from detkit.detectors.rpn import AnchorGrid
 
 SMALL = {
@@ -95,7 +96,7 @@ def without_pyramid(indices, sizes):
         ),
         ({"backbone": {"name": "resnet5"}}, "unknown backbone 'resnet5'; did you mean 'resnet50'"),
         ({"backbone": {"out_indices": [1, 9]}}, r"out_indices \(1, 9\) not in -5..4 for resnet50"),
-        ({"backbone": {"attention": "se"}}, "unknown attention module 'se'"),
+        ({"backbone": {"attention": "cbm"}}, "unknown attention module 'cbm'; did you mean 'cbam'"),
         ("fasterrcnn_resnet50_fp", "unknown detector .* did you mean 'fasterrcnn_resnet50_fpn'"),
         ("yolo", "unknown detector 'yolo'; allowed: fasterrcnn_resnet50_fpn; or a recipe"),
         ("nowhere/x.yaml", "no recipe at nowhere/x.yaml"),
@@ -131,8 +132,25 @@ def test_wrong_number_of_maps():
 
 
 def test_anchor_grid_counts_anchors_of_a_cell():
-    grid = AnchorGrid([[8, 16], [32, 64]], (0.5, 1, 2))
-    assert (grid.num_anchors, grid.num_levels) == (6, 2)
+    levels = [MapGeometry(4, 0.0), MapGeometry(8, 0.0)]
+    assert AnchorGrid([[8, 16], [32, 64]], (0.5, 1, 2), levels).num_anchors == 6
+
+
+def test_anchors_stand_where_the_cells_are():
+    """A grid of padded borders spans the picture; others start at their centre and stride."""
+    padded, cells = (100, 64), [torch.zeros(1, 1, 3, 2)]
+    spanning = AnchorGrid([[8]], (1,), [MapGeometry(32, 0.0)])(cells, padded)[0]
+    assert spanning[:, :2].tolist() == [[-4, -4], [28, -4], [-4, 29], [28, 29], [-4, 62], [28, 62]]
+    inside = AnchorGrid([[8]], (1,), [MapGeometry(32, 15.5)])(cells, padded)[0]
+    assert (inside[:, :2] + 4).tolist() == [
+        [x, y] for y in (15.5, 47.5, 79.5) for x in (15.5, 47.5)
+    ]
+
+
+def test_anchor_sizes_follow_the_strides():
+    detector = create_detector({"backbone": {"name": "resnet18", "width": 8}}, num_classes=3)
+    sides = [detector.rpn.anchors.get_buffer(f"cell{i}")[1, 2] * 2 for i in range(5)]
+    assert sides == [32, 64, 128, 256, 512]  # torchvision's
 
 
 def test_frozen_backbone_has_nothing_to_learn():
