@@ -44,7 +44,7 @@ def _fill(module: nn.Module, *, first: int = 1) -> nn.Module:
 def _report(y: Tensor) -> tuple[float, float, float]:
     """Sum, absolute sum, and a sum in which every place counts differently."""
     flat = y.detach().double().flatten()
-    weights = (37 * torch.arange(len(flat))) % 101 / 101
+    weights = (37 * torch.arange(len(flat), dtype=torch.float64)) % 101 / 101
     return float(flat.sum()), float(flat.abs().sum()), float((flat * weights).sum())
 
 
