@@ -1,4 +1,4 @@
-"""Normalisation layers by name, and batch norm frozen at its statistics.
+"""Normalisation and activation layers by name, and batch norm frozen at its statistics.
 
 B batch, C channels, H, W height and width.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detkit.registry import suggest
 
 NormLayer = Callable[[int], nn.Module]  # channels -> module
+ActivationLayer = Callable[[], nn.Module]
 
 
 class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
@@ -44,6 +45,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen_batch": FrozenBatchNorm2d,
     "group": _group_norm,
+    "sync_batch": nn.SyncBatchNorm,
 }
 
 
@@ -51,7 +53,8 @@ def norm_layer(name: str, *, eps: float = 1e-5) -> NormLayer:
     """A builder of normalisation layers.
 
     Args:
-        name: "batch", "frozen_batch" or "group" (32 groups).
+        name: "batch", "frozen_batch", "group" (32 groups), or "sync_batch": batch norm over the
+            images of all GPUs of a run, and plain batch norm where there is one process.
         eps: added to the variance.
 
     Returns:
@@ -63,3 +66,42 @@ def norm_layer(name: str, *, eps: float = 1e-5) -> NormLayer:
     if name not in _NORMS:
         raise ValueError(f"unknown norm {name!r}; {suggest(name, _NORMS)}")
     return partial(_NORMS[name], eps=eps)
+
+
+_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+_SLOPES = {"leaky_relu": "negative_slope", "prelu": "init", "elu": "alpha"}
+
+
+def activation_layer(name: str, *, slope: float | None = None) -> ActivationLayer:
+    """A builder of activations; each module it builds has its own parameters, if any.
+
+    Args:
+        name: "relu", "leaky_relu", "prelu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh"
+            or "identity".
+        slope: what multiplies negative inputs in "leaky_relu" (torch's default is 0.01), where
+            "prelu" starts (0.25), or the alpha of "elu" (1.0); None takes these defaults.
+
+    Returns:
+        A function without arguments that returns a module.
+
+    Raises:
+        ValueError: unknown name, or a slope for an activation that has none.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; {suggest(name, _ACTIVATIONS)}")
+    if slope is None:
+        return _ACTIVATIONS[name]
+    if name not in _SLOPES:
+        raise ValueError(f"activation {name!r} has no slope, got {slope}; {', '.join(_SLOPES)} do")
+    return partial(_ACTIVATIONS[name], **{_SLOPES[name]: slope})

@@ -1,13 +1,15 @@
-"""Norms by name; frozen batch norm beside torchvision's."""
+"""Norms and activations by name; frozen batch norm beside torchvision's."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from detkit.nn import FrozenBatchNorm2d, norm_layer
+from detkit.nn import FrozenBatchNorm2d, activation_layer, norm_layer
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_groups(channels, groups):
     assert norm_layer("group")(channels).num_groups == groups
 
 
-@pytest.mark.parametrize("name", ["batch", "frozen_batch", "group"])
+@pytest.mark.parametrize("name", ["batch", "frozen_batch", "group", "sync_batch"])
 def test_eps(name):
     assert norm_layer(name)(8).eps == 1e-5
     assert norm_layer(name, eps=0.5)(8).eps == 0.5
@@ -82,3 +84,58 @@ def test_eps(name):
 def test_unknown_norm():
     with pytest.raises(ValueError, match="unknown norm 'grup'; did you mean 'group'"):
         norm_layer("grup")
+
+
+def test_sync_norm_is_batch_norm_where_there_is_one_process():
+    torch.manual_seed(0)
+    sync, plain = norm_layer("sync_batch")(3), nn.BatchNorm2d(3)
+    assert isinstance(sync, nn.SyncBatchNorm)
+    for step in range(2):
+        x = torch.randn(2, 3, 4, 5) * (1 + step)
+        torch.testing.assert_close(sync(x), plain(x))
+    assert list(sync.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(sync.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "at_minus_one", "at_one"),
+    [
+        ("relu", 0, 1),
+        ("leaky_relu", -0.01, 1),
+        ("prelu", -0.25, 1),
+        ("elu", math.exp(-1) - 1, 1),
+        ("silu", -1 / (1 + math.e), 1 / (1 + math.exp(-1))),
+        ("gelu", -0.5 * math.erfc(math.sqrt(0.5)), 1 - 0.5 * math.erfc(math.sqrt(0.5))),
+        ("hardswish", -2 / 6, 4 / 6),
+        ("sigmoid", 1 / (1 + math.e), 1 / (1 + math.exp(-1))),
+        ("tanh", -math.tanh(1), math.tanh(1)),
+        ("identity", -1, 1),
+    ],
+)
+def test_activation(name, at_minus_one, at_one):
+    out = activation_layer(name)()(torch.tensor([-1.0, 1.0], dtype=torch.float32))
+    assert out.tolist() == pytest.approx([at_minus_one, at_one], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_minus_one"),
+    [("leaky_relu", -0.1), ("prelu", -0.1), ("elu", 0.1 * (math.exp(-1) - 1))],
+)
+def test_slope_of_an_activation(name, at_minus_one):
+    out = activation_layer(name, slope=0.1)()(torch.tensor([-1.0, 1.0]))
+    assert out.tolist() == pytest.approx([at_minus_one, 1])
+
+
+def test_each_prelu_learns_its_own_slope():
+    build = activation_layer("prelu")
+    first, second = build(), build()
+    assert first.weight is not second.weight
+
+
+def test_unknown_activation_and_slope_of_none():
+    with pytest.raises(ValueError, match="unknown activation 'leakyrelu'; did you mean 'leaky_"):
+        activation_layer("leakyrelu")
+    with pytest.raises(
+        ValueError, match=r"'relu' has no slope, got 0\.1; leaky_relu, prelu, elu do"
+    ):
+        activation_layer("relu", slope=0.1)
