@@ -52,3 +52,15 @@ def difference() -> Callable[[Tensor, Tensor], float]:
         return float((ours - theirs).abs().max() / theirs.abs().max())
 
     return relative
+
+
+def _unfilled(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        net = build()
+    return net.double().eval().to_empty(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def unfilled() -> Callable[..., nn.Module]:
+    """Build a network in float64 whose values are still to be set; initialising takes seconds."""
+    return _unfilled

@@ -29,20 +29,13 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def unfilled(build) -> nn.Module:
-    """A network whose values are still to be set; the usual initialisation would take seconds."""
-    with torch.device("meta"):
-        net = build()
-    return net.double().eval().to_empty(device="cpu")
-
-
 @pytest.fixture(scope="module")
-def theirs18(randomise):
+def theirs18(randomise, unfilled):
     return randomise(unfilled(torchvision.models.resnet18))
 
 
 @pytest.fixture(scope="module")
-def theirs50(randomise):
+def theirs50(randomise, unfilled):
     return randomise(unfilled(torchvision.models.resnet50))
 
 
@@ -50,7 +43,7 @@ def theirs50(randomise):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_stage_and_the_logits_equal_torchvisions(name, randomise, difference):
+def test_every_stage_and_the_logits_equal_torchvisions(name, randomise, difference, unfilled):
     theirs = randomise(unfilled(getattr(torchvision.models, name)))
     body = unfilled(lambda: create_backbone(name, out_indices=(0, 1, 2, 3, 4)))
     ours = Classifier(body, body.head(1000).double())
@@ -69,7 +62,7 @@ def test_every_stage_and_the_logits_equal_torchvisions(name, randomise, differen
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_our_state_dict_loads_in_torchvision(name, randomise, difference):
+def test_our_state_dict_loads_in_torchvision(name, randomise, difference, unfilled):
     ours = randomise(create_classifier(name), seed=3)
     theirs = unfilled(getattr(torchvision.models, name))
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -94,7 +87,7 @@ def ceiling_padding(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("mutate", [stride_on_the_first_convolution, another_eps, ceiling_padding])
-def test_the_comparison_sees_a_small_change(mutate, theirs50, difference):
+def test_the_comparison_sees_a_small_change(mutate, theirs50, difference, unfilled):
     ours = unfilled(lambda: create_backbone("resnet50", out_indices=(4,)))
     ours.load_state_dict({k: v for k, v in theirs50.state_dict().items() if "fc." not in k})
     x = images(1, 3, 64, 64)
@@ -298,7 +291,7 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_frozen_norm_gives_what_batch_norm_gives_in_evaluation(theirs50, difference):
+def test_frozen_norm_gives_what_batch_norm_gives_in_evaluation(theirs50, difference, unfilled):
     state = {k: v for k, v in theirs50.state_dict().items() if "fc." not in k}
     frozen = unfilled(lambda: create_backbone("resnet50", norm="frozen_batch"))
     assert all(isinstance(each, FrozenBatchNorm2d) for each in norms(frozen))
