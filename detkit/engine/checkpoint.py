@@ -78,7 +78,27 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Checkpoint:
-    """Read a checkpoint, with `key.path=value` changes to its recipe.
+    """Read a detector's checkpoint, with `key.path=value` changes to its recipe.
+
+    Raises:
+        ValueError: no such file, not a checkpoint, or a broken one.
+    """
+    content = read_checkpoint(path)
+    if "kind" in content:
+        raise ValueError(f"{path} is of a {content['kind']}; give one that tools/train.py wrote")
+    return Checkpoint(
+        recipe=build_recipe(content["recipe"], overrides or (), where=str(path)),
+        class_names=tuple(content["class_names"]),
+        category_ids=tuple(content["category_ids"]),
+        weights=content["model"],
+        epoch=content["epoch"],
+        metrics=content["metrics"],
+        training=content.get("training"),
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The plain content of a checkpoint, of a detector or (with "kind") of something else.
 
     Raises:
         ValueError: no such file, not a checkpoint, or a broken one.
@@ -104,12 +124,4 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
             f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}; "
             "use the version of detkit that wrote it"
         )
-    return Checkpoint(
-        recipe=build_recipe(content["recipe"], overrides or (), where=str(path)),
-        class_names=tuple(content["class_names"]),
-        category_ids=tuple(content["category_ids"]),
-        weights=content["model"],
-        epoch=content["epoch"],
-        metrics=content["metrics"],
-        training=content.get("training"),
-    )
+    return content
