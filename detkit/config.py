@@ -108,6 +108,7 @@ class BackboneConfig(Section):
     attention_at: str | None = None  # a position, see detkit/backbones/placement.py
     attention_stages: tuple[int, ...] | dict[int, tuple[int, ...]] | None = None  # null: all
     attention_settings: dict[str, Any] | None = None
+    attention_image_size: tuple[PositiveInt, PositiveInt] | None = None  # of modules of fixed size
     width: PositiveInt | None = None  # ResNets: channels of the stem, 64 as published
     zero_init_residual: bool | None = None
     drop_path: Fraction | None = None

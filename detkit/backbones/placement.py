@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from detkit.nn.attention import attention_settings, create_attention
 
-REFERENCE_SIDE = 224  # of the images that the papers derive the side of their maps from
-
 Stages = Sequence[int] | Mapping[int, Sequence[int]]
 
 
@@ -38,12 +36,15 @@ class Placement:
         stages: indices of the stages that get it, or for each of them the indices of its blocks
             (negative ones count from the last); None for all that have blocks.
         settings: of the module.
+        image_size: (height, width) of the images that a module with a map of fixed size (Fca, RGA,
+            self-attention) is made for; it serves others by interpolation.
     """
 
     name: str | None = None
     at: str = "after_bn3"
     stages: Stages | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] = (224, 224)
 
     def module(
         self, at: str, *, stage: int, channels: int, stride: int, block: int = 0, blocks: int = 1
@@ -62,7 +63,8 @@ class Placement:
             return None
         settings = dict(self.settings)
         if "size" in attention_settings(self.name):
-            settings.setdefault("size", max(1, REFERENCE_SIDE // stride))
+            height, width = (max(1, side // stride) for side in self.image_size)
+            settings.setdefault("size", height if height == width else (height, width))
         module = create_attention(self.name, channels=channels, **settings)
         module.is_attention = True  # type: ignore[assignment]
         return module
@@ -118,6 +120,7 @@ class AttendedConv2d(nn.Conv2d):
             dilation=conv.dilation,  # type: ignore[arg-type]
             groups=conv.groups,
             bias=conv.bias is not None,
+            device="meta",  # its own parameters are not needed
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.before, self.after = before, after
