@@ -7,81 +7,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
+from detkit.backbones.feature_info import FeatureInfo, describe
 from detkit.backbones.placement import Placement, is_attention
-from detkit.backbones.weights import adapt_stem, load_into, read_weights
+from detkit.backbones.weights import (
+    StateDict,
+    adapt_stem,
+    is_published,
+    load_into,
+    read_weights,
+)
 from detkit.registry import attentions, backbones, suggest
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureInfo:
-    """A map that a backbone hands out.
-
-    Attributes:
-        name: the stage it comes from ("layer1").
-        channels: its channels.
-        stride: pixels of the image from one cell to the next.
-        receptive_field: side in pixels of the square of the image that one cell depends on.
-        center: pixel, counted from 0, that the receptive field of the first cell is centred at;
-            that of cell i is centred at `center + i * stride`. Not a whole number where the
-            receptive field is even.
-    """
-
-    name: str
-    channels: int
-    stride: int
-    receptive_field: int
-    center: float
-
-
-@runtime_checkable
-class Branching(Protocol):
-    """A module with several ways through it."""
-
-    def main_path(self) -> tuple[nn.Module, ...]:
-        """The layers along the way that sees most of the image, in order."""
-        ...
-
-
-def follow(info: FeatureInfo, module: nn.Module) -> FeatureInfo:
-    """Describe the map that a module makes of the map described by `info`.
-
-    A layer of kernel k, dilation d and padding p on a map of stride j widens the receptive field
-    by d (k - 1) j, moves its centre by (d (k - 1) / 2 - p) j, and its own stride multiplies j.
-    Attention is left out: with it nearly every cell depends on the whole image.
-
-    Raises:
-        TypeError: the module has parts but does not say in which order they run.
-    """
-    if is_attention(module):
-        return info
-    if isinstance(module, nn.Sequential):
-        return reduce(follow, module, info)
-    if isinstance(module, Branching):
-        return reduce(follow, module.main_path(), info)
-    if not hasattr(module, "kernel_size"):  # norms and activations see one cell at a time
-        if any(True for _ in module.children()):
-            raise TypeError(f"{type(module).__name__} needs a main_path() to be described")
-        return info
-    reach = _largest(getattr(module, "dilation", 1)) * (_largest(module.kernel_size) - 1)
-    padding = reach / 2 if module.padding == "same" else _largest(module.padding)
-    return replace(
-        info,
-        channels=getattr(module, "out_channels", info.channels),
-        stride=info.stride * _largest(module.stride),
-        receptive_field=info.receptive_field + reach * info.stride,
-        center=info.center + (reach / 2 - padding) * info.stride,
-    )
-
-
-def _largest(size: Any) -> int:
-    return int(max(size)) if isinstance(size, tuple) else int(size)
 
 
 class Backbone(nn.Module):
@@ -108,6 +50,7 @@ class Backbone(nn.Module):
     head_indices: tuple[int, ...] = (-1,)  # the stages whose maps the classifier's head reads
     attention_positions: tuple[str, ...] = ("after_stage",)  # the default first
     num_classes: int = 1000  # of the published classifier
+    published_settings: Mapping[str, Any] = MappingProxyType({})  # the published weights need them
     frozen_stages: int
 
     def __init__(
@@ -153,6 +96,21 @@ class Backbone(nn.Module):
         """Beginnings of the published names that this backbone has no place for."""
         raise NotImplementedError
 
+    def classifier(self, num_classes: int) -> nn.Module:
+        """The whole published classifier, of which this backbone becomes the body."""
+        count = len(self.stage_names)
+        self.out_indices = tuple(index % count for index in self.head_indices)
+        return Classifier(self, self.head(num_classes))
+
+    def read_weights(self, weights: str | Path, *, whole: bool) -> StateDict:
+        """Read what `weights=` stands for, under the names of the classifier or of the backbone.
+
+        Args:
+            weights: a published name or a path.
+            whole: it is for the classifier.
+        """
+        return read_weights(self.name, weights)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the maps.
 
@@ -181,10 +139,10 @@ class Backbone(nn.Module):
     def stage_info(self) -> list[FeatureInfo]:
         """The same of every stage that was built."""
         described = []
-        info = FeatureInfo("image", self.in_channels, stride=1, receptive_field=1, center=0.0)
+        modules: list[nn.Module] = []  # from the image on
         for name, stage in zip(self.stage_names, self.stages(), strict=False):
-            info = replace(reduce(follow, stage, info), name=name)
-            described.append(info)
+            modules += stage
+            described.append(describe(name, self.in_channels, modules))
         return described
 
     def attend_after_stages(self) -> None:
@@ -345,12 +303,14 @@ def create_backbone(
         frozen_stages: how many stages do not learn, the first being the stem.
         settings: what else this backbone takes: `norm` ("batch", "frozen_batch", "group",
             "sync_batch"; not given, as published) and `norm_eps`; `attention_at`,
-            `attention_stages` and `attention_settings` (see `detkit.backbones.placement`);
-            `drop_path`, `output_stride`, `width` and more, which an unknown one is answered with.
+            `attention_stages`, `attention_settings` and `attention_image_size` (see
+            `detkit.backbones.placement`); `drop_path`, `output_stride`, `width` and more, which
+            an unknown one is answered with.
 
     Raises:
         ValueError: an unknown name or setting, or weights that do not fit.
     """
+    settings = {**published_settings(name, weights), **settings}
     net = _build(name, attention, out_indices, in_channels, settings)
     net.freeze(frozen_stages)
     if weights is not None:
@@ -366,8 +326,8 @@ def create_classifier(
     in_channels: int | None = None,
     weights: str | Path | None = None,
     **settings: Any,
-) -> Classifier:
-    """Build the image classifier that a backbone comes from.
+) -> nn.Module:
+    """Build the image classifier that a backbone comes from: a `Classifier`, or timm's own.
 
     Args:
         name: see `list_backbones`.
@@ -381,16 +341,20 @@ def create_classifier(
     Raises:
         ValueError: an unknown name or setting, or weights that do not fit.
     """
+    settings = {**published_settings(name, weights), **settings}
     body = _build(name, attention, (-1,), in_channels, settings)
-    count = len(body.stage_names)
-    body.out_indices = tuple(index % count for index in body.head_indices)
-    classifier = Classifier(body, body.head(num_classes or body.num_classes))
+    classifier = body.classifier(num_classes or body.num_classes)
     if weights is not None:
         _load(classifier, body, weights, ignore=())
     return classifier
 
 
-_PLACEMENT_SETTINGS = ("attention_at", "attention_stages", "attention_settings")
+_PLACEMENT_SETTINGS = (
+    "attention_at",
+    "attention_stages",
+    "attention_settings",
+    "attention_image_size",
+)
 
 
 def _build(
@@ -414,6 +378,7 @@ def _build(
             settings.get("attention_at") or positions[0],
             settings.get("attention_stages"),
             settings.get("attention_settings") or {},
+            tuple(settings.get("attention_image_size") or (224, 224)),
         )
     net: Backbone = build(out_indices=out_indices, attention=placement, **plain)
     net.attend_after_stages()
@@ -422,8 +387,27 @@ def _build(
 
 def attention_positions(build: Callable[..., Any]) -> tuple[str, ...]:
     """Where attention can stand in the networks of a registered builder, the default first."""
-    network = build.func if isinstance(build, partial) else build
-    return getattr(network, "attention_positions", Backbone.attention_positions)
+    return getattr(_network(build), "attention_positions", Backbone.attention_positions)
+
+
+def published_settings(name: str, weights: str | Path | None) -> dict[str, Any]:
+    """The settings that published weights were learnt with, where they are not the default.
+
+    `create_backbone` adds them itself. Who builds a network that such weights once started, to
+    fill it from a checkpoint, needs them too.
+
+    Args:
+        name: of the backbone.
+        weights: what `weights=` was.
+    """
+    if not is_published(weights):
+        return {}
+    return dict(getattr(_network(backbones[name]), "published_settings", {}))
+
+
+def _network(build: Callable[..., Any]) -> Callable[..., Any]:
+    """What is built: the class behind its partial application."""
+    return build.func if isinstance(build, partial) else build
 
 
 def _check_settings(name: str, build: Callable[..., Any], settings: Mapping[str, Any]) -> None:
@@ -441,7 +425,7 @@ def _check_settings(name: str, build: Callable[..., Any], settings: Mapping[str,
 
 
 def _load(net: nn.Module, body: Backbone, weights: str | Path, *, ignore: Sequence[str]) -> None:
-    state = read_weights(body.name, weights)
+    state = body.read_weights(weights, whole=net is not body)
     first = next(key for key, value in body.named_modules() if isinstance(value, nn.Conv2d))
     state = adapt_stem(state, f"{first}.weight", body.in_channels)
     added = body.attention_names()

@@ -40,12 +40,17 @@ def read_weights(model: str, weights: str | Path) -> StateDict:
         ValueError: nothing is published under that name, or the file is unusable.
         ConnectionError: the published file is neither in the cache nor to be had.
     """
-    if weights in _PUBLISHED:
+    if is_published(weights):
         return load_published(published_url(model, str(weights)))
     if not Path(weights).is_file():
         allowed = suggest(str(weights), _PUBLISHED)
         raise ValueError(f"weights {str(weights)!r}: no such file; {allowed}, or a path")
     return load_weights_file(weights)
+
+
+def is_published(weights: str | Path | None) -> bool:
+    """Whether `weights=` names published weights, and not a file."""
+    return weights in _PUBLISHED
 
 
 def published_url(model: str, weights: str) -> str:

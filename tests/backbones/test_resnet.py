@@ -17,7 +17,7 @@ from detkit.backbones import (
     create_classifier,
     list_backbones,
 )
-from detkit.backbones.base import follow
+from detkit.backbones.feature_info import describe
 from detkit.nn import FrozenBatchNorm2d
 
 NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -195,7 +195,7 @@ def test_description_follows_the_layers():
 
 def test_a_module_of_unknown_order_cannot_be_described():
     with pytest.raises(TypeError, match="ModuleList needs a main_path"):
-        follow(FeatureInfo("image", 3, 1, 1, 0.0), nn.ModuleList([nn.Conv2d(3, 4, 3)]))
+        describe("map", 3, [nn.ModuleList([nn.Conv2d(3, 4, 3)])])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 33, 65), (2, 3, 64, 96), (1, 3, 1, 1)])
