@@ -20,11 +20,11 @@ _POOLS = ("before", "after", "none")
 class NonLocal(nn.Module):
     """Non-local block (Wang et al. 2018): y = x + BN(out(A g)), A = softmax(theta phi^T / sqrt(D)).
 
-    The embedded Gaussian of equation 6 with the max-pool of section 3.3 on the side of the keys.
-    The defaults are those of the authors' released code: 2x2 max-pool of x before phi and g, D =
-    C/2, logits scaled, biases, and a batch norm whose weight starts at 0, so that the block
-    starts as the identity. Other libraries differ: mmcv's NonLocal2d pools after phi and g
-    (`pool="after"`) or not at all, and timm's NonLocalAttn takes `pool="none"`,
+    The embedded Gaussian (section 3.2) in a residual block with max-pooled keys and values
+    (section 3.3). The defaults are those of the authors' released code: 2x2 max-pool of x before
+    phi and g, D = C/2, logits scaled, biases, and a batch norm whose weight starts at 0, so that
+    the block starts as the identity. Other libraries differ: mmcv's NonLocal2d pools after phi
+    and g (`pool="after"`) or not at all, and timm's NonLocalAttn is `pool="none"`,
     `inner_channels=C // 8`, `scale=C**-0.5`.
 
     Args:

@@ -24,10 +24,10 @@ class RelationAwareAttention(nn.Module):
     """Relation-aware global attention (Zhang et al. 2020, section 3): RGA-SC, RGA-S or RGA-C.
 
     Per part, with theta, phi, g and J each a 1x1 convolution without bias, BN and ReLU:
-    G = theta^T phi (`[N, N]`, equation 2); the gate of a node is sigmoid(W [mean(g); J([G^T; G])])
-    (equations 3 and 4), W being two such layers without the last ReLU; y = gate * x. In "sc" the
-    channels' gate is computed from the map that the places' gate has left. Order of the
-    state_dict: g, J, W of both parts, then theta and phi of the places, then of the channels.
+    G = theta^T phi, `[N, N]`; the gate of a node is sigmoid(W [mean(g); J([G^T; G])]), W being
+    two such layers without the last ReLU; y = gate * x. In "sc" the channels' gate is computed
+    from the map that the places' gate has left. Order of the state_dict: g, J, W of both parts
+    (places first), then theta and phi of the places, then of the channels.
 
     The weights depend on the number of places, so the module is built for one `size`. It is exact
     on maps of that size; any other map is averaged down (or up) to `size` adaptively before the

@@ -18,7 +18,7 @@ _PADDINGS = ("zeros", "border", "reflection")
 
 @attentions.register("strip_pooling")
 class StripPooling(nn.Module):
-    """Strip pooling module (Hou et al. 2020, section 3.1, equations 3 to 6): y = x * gate.
+    """Strip pooling module (Hou et al. 2020, section 3.1): y = x * gate.
 
     gate = sigmoid(conv1x1(ReLU(a + b))): a is BN(conv 3x1) of the means of the rows, b is
     BN(conv 1x3) of the means of the columns, both spread over the map. Only the 1x1 convolution has

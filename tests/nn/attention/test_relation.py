@@ -29,9 +29,7 @@ def randomised(module: nn.Module) -> nn.Module:
     """Waves in all tensors leave most units dead and all gates alike; noise does not."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.double().eval().state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        elif name.endswith("bias"):
+        if name.endswith(("running_var", "bias")):
             tensor.uniform_(0.5, 1.5, generator=generator)
         elif tensor.is_floating_point():
             tensor.normal_(std=0.5, generator=generator)
