@@ -202,9 +202,12 @@ def _read(recipe: ClassifierRecipe, folder: Path, device: torch.device) -> Class
 
 def _open_run(run: ClassifierRun) -> RunLog:
     run.folder.mkdir(parents=True, exist_ok=True)
-    for path in (run.folder / "best.pt", *run.folder.glob("events.out.tfevents.*")):
-        remove_leftovers(path)
-        path.unlink(missing_ok=True)  # of an earlier run: it would pass for a result of this one
+    for name in ("best.pt", "glimpses.png", "recipe.yaml", "metrics.jsonl"):
+        remove_leftovers(run.folder / name)
+    # what an earlier run left here would pass for a result of this one
+    results = [run.folder / "best.pt", run.folder / "glimpses.png"]
+    for path in (*results, *run.folder.glob("events.out.tfevents.*")):
+        path.unlink(missing_ok=True)
     write_atomically(run.folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     return RunLog(run.folder, resume_step=0)
 
