@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from detkit.nn.attention import channel, mixed, pairwise, spatial, temporal  # noqa: F401  register
+from detkit.nn.attention import (  # noqa: F401  they register themselves
+    channel,
+    frequency,
+    mixed,
+    pairwise,
+    relation,
+    second_order,
+    spatial,
+    temporal,
+)
 from detkit.registry import attentions, suggest
 
 __all__ = ["attention_settings", "create_attention", "list_attentions"]
@@ -38,7 +47,8 @@ def create_attention(name: str, *, channels: int, **settings: Any) -> nn.Module:
     allowed = attention_settings(name)
     for key in settings:
         if key not in allowed:
-            raise ValueError(f"attention {name} has no setting {key!r}; {suggest(key, allowed)}")
+            choices = suggest(key, allowed) if allowed else "it takes none"
+            raise ValueError(f"attention {name} has no setting {key!r}; {choices}")
     module: nn.Module = build(channels, **settings)
     return module
 
