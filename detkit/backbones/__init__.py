@@ -1,6 +1,6 @@
 """Networks that turn images into feature maps, by name."""
 
-from detkit.backbones import resnet  # noqa: F401  registers its networks
+from detkit.backbones import googlenet, resnet  # noqa: F401  registers its networks
 from detkit.backbones.base import (
     Backbone,
     Classifier,

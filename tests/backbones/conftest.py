@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -64,3 +64,63 @@ def _unfilled(build: Callable[[], nn.Module]) -> nn.Module:
 def unfilled() -> Callable[..., nn.Module]:
     """Build a network in float64 whose values are still to be set; initialising takes seconds."""
     return _unfilled
+
+
+def _count_macs(net: nn.Module, side: int) -> int:
+    """Of convolutions and linear layers, for one square image; the network is on meta."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        weight = module.get_parameter("weight")
+        total += output.numel() * weight[0].numel()
+
+    hooks = [
+        each.register_forward_hook(count)
+        for each in net.modules()
+        if isinstance(each, (nn.Conv2d, nn.Linear))
+    ]
+    net.eval()(torch.empty(1, 3, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.fixture(scope="session")
+def count_macs() -> Callable[[nn.Module, int], int]:
+    """Network on the meta device, side of the image -> multiply-adds."""
+    return _count_macs
+
+
+def _reached(net: nn.Module, side: int, rows: int = 1) -> Iterator[tuple[int, float]]:
+    net.double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for name, child in module.named_children():
+            if type(child) is nn.MaxPool2d:  # the maximum would pick one way only
+                pool = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, name, nn.AvgPool2d(*pool))
+    x = torch.rand(1, 3, side, 33, dtype=torch.float64, requires_grad=True)
+    for level, info in zip(net(x), net.feature_info, strict=True):
+        sizes, centers = [], []
+        for row in range(level.shape[2] // 2, level.shape[2] // 2 + rows):
+            (gradient,) = torch.autograd.grad(level[0, :, row].sum(), x, retain_graph=True)
+            seen = gradient.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+            assert seen[0] > 0 and seen[-1] < side - 1, "the image is too small to tell"
+            sizes.append(int(seen[-1] - seen[0]) + 1)
+            centers.append(float(seen[0] + seen[-1]) / 2 - row * info.stride)
+        yield max(sizes), sum(centers) / rows
+
+
+@pytest.fixture(scope="session")
+def reached() -> Callable[..., Iterator[tuple[int, float]]]:
+    """`reached(net, side, rows=1)`: of each map what the gradient says of what its cells see.
+
+    A tall thin picture goes through the network, in which no way cancels another. The largest
+    receptive field of so many cells, and the centre that the first cell of the map would have, on
+    average. The network is changed.
+    """
+    return _reached
