@@ -55,23 +55,12 @@ def partial_conv2d(
     Raises:
         ValueError: the mask does not fit the input.
     """
-    batch, channels, height, width = x.shape
-    if (
-        mask.dim() != 4
-        or mask.shape[0] not in (1, batch)
-        or mask.shape[1] not in (1, channels)
-        or mask.shape[2:] != x.shape[2:]
-    ):
-        raise ValueError(
-            f"mask {list(mask.shape)} does not fit the input {list(x.shape)}; allowed: "
-            f"[{batch} or 1, 1 or {channels}, {height}, {width}]"
-        )
+    _check_mask(x, mask)
     valid = mask != 0
     # where, not a product: a hole may hold NaN
     out = F.conv2d(torch.where(valid, x, 0), weight, None, stride, padding, dilation, groups)
     mask_groups = groups if valid.shape[1] > 1 else 1
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    density = valid.to(dtype).unflatten(1, (mask_groups, -1)).mean(dim=2)  # [B, mask_groups, H, W]
+    density = valid.to(x.dtype).unflatten(1, (mask_groups, -1)).mean(dim=2)  # one map per group
     ones = density.new_ones(mask_groups, 1, *weight.shape[2:])
     count = F.conv2d(density, ones, None, stride, padding, dilation, mask_groups)
     if mask_groups > 1:
@@ -79,11 +68,24 @@ def partial_conv2d(
     taps = weight.shape[2] * weight.shape[3]
     # not > 0: a fast convolution algorithm may round nothing to nearly nothing
     seen = count > 0.5 * mask_groups / valid.shape[1]
-    share = torch.where(seen, count / taps, 1).to(out.dtype)
-    out = out / share
+    out = out / torch.where(seen, count / taps, 1)
     if bias is not None:
         out = out + bias.to(out.dtype).view(-1, 1, 1)
     return torch.where(seen, out, 0), seen
+
+
+def _check_mask(x: Tensor, mask: Tensor) -> None:
+    batch, channels, *size = x.shape
+    if (
+        mask.dim() != 4
+        or mask.shape[0] not in (1, batch)
+        or mask.shape[1] not in (1, channels)
+        or list(mask.shape[2:]) != size
+    ):
+        raise ValueError(
+            f"mask {list(mask.shape)} does not fit the input {list(x.shape)}; allowed: "
+            f"[{batch} or 1, 1 or {channels}, {size[0]}, {size[1]}]"
+        )
 
 
 class PartialConv2d(nn.Conv2d):
