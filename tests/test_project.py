@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -355,6 +356,12 @@ def test_tool_only_parses_arguments_and_calls_the_package(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_TOOL
 
 
+def is_classifier(text: str) -> bool:
+    """Whether a recipe cuts boxes out to classify them, by what it sets and not by its header."""
+    data = (yaml.safe_load(text) or {}).get("data")
+    return isinstance(data, dict) and "crop" in data
+
+
 def header_faults(name: str, text: str) -> list[str]:
     """What is missing in the comment on top of a recipe."""
     lines = []
@@ -363,12 +370,13 @@ def header_faults(name: str, text: str) -> list[str]:
             break
         lines.append(line.lstrip("# "))
     header = "\n".join(lines)
-    command = f"python tools/train.py configs/{name}"
+    tool, measure = ("train_classifier", "accuracy") if is_classifier(text) else ("train", "AP")
+    command = f"python tools/{tool}.py configs/{name}"
     faults = [] if command in header else [f"no line {command!r}"]
     if re.search(r"\bnot measured\b", header, re.IGNORECASE):
         return faults
-    if not re.search(r"\bAP\b[^\n]*\b0\.\d", header):
-        faults.append('neither a measured "AP 0.xxx" nor "not measured"')
+    if not re.search(rf"\b{measure}\b[^\n]*\b0\.\d", header):
+        faults.append(f'neither a measured "{measure} 0.xxx" nor "not measured"')
     elif not re.search(r"\b(CPU|GPU|cores?)\b", header):
         faults.append("a result without the hardware it was measured on")
     return faults
@@ -393,6 +401,27 @@ def test_recipe_says_its_command_and_result(path: Path) -> None:
 )
 def test_header_faults_are_noticed(header: str, count: int) -> None:
     assert len(header_faults("a.yaml", f"{header}\nname: a\n")) == count
+
+
+@pytest.mark.parametrize(
+    ("header", "count"),
+    [
+        ("# python tools/train_classifier.py configs/a.yaml\n# accuracy 0.512 on 2 CPU cores", 0),
+        ("# python tools/train_classifier.py configs/a.yaml\n# Not measured.", 0),
+        ("# python tools/train.py configs/a.yaml\n# accuracy 0.512 on 2 CPU cores", 1),
+        ("# python tools/train_classifier.py configs/a.yaml\n# AP 0.512 on 2 CPU cores", 1),
+        ("# python tools/train_classifier.py configs/a.yaml\n# accuracy 0.512", 1),
+        ("# python tools/train.py configs/a.yaml\n# AP 0.512 on 2 CPU cores", 2),
+    ],
+)
+def test_header_faults_of_a_classifier_are_noticed(header: str, count: int) -> None:
+    recipe = "name: a\ndata: {crop: {size: 28}}\n"
+    assert len(header_faults("a.yaml", f"{header}\n{recipe}")) == count
+
+
+def test_header_of_a_classifier_does_not_pass_for_a_detector() -> None:
+    header = "# python tools/train_classifier.py configs/a.yaml\n# accuracy 0.512 on 2 CPU cores"
+    assert len(header_faults("a.yaml", f"{header}\nname: a\ndata: {{resize: {{}}}}\n")) == 2
 
 
 def test_the_recipe_of_make_demo_exists() -> None:
