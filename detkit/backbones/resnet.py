@@ -358,8 +358,11 @@ class ResNet(Backbone):
         output_stride: int = 32,
     ) -> None:
         super().__init__(architecture.name, in_channels, out_indices, attention)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}; 64 is the published one")
+        least = 64 // min(64, architecture.group_width)  # a group keeps a channel
+        if width < least:
+            raise ValueError(
+                f"width must be at least {least}, got {width}; 64 is the published one"
+            )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path is a probability in [0, 1), got {drop_path}")
         if output_stride not in (8, 16, 32):

@@ -206,3 +206,14 @@ def test_drop_path_skips_whole_branches_in_training_only():
 def test_mistakes_are_explained(settings, message):
     with pytest.raises(ValueError, match=message):
         create_backbone("resnet18", **settings)
+
+
+def test_groups_keep_a_channel():
+    assert create_backbone("resnext50_32x4d", width=16).layer1[0].conv2.weight.shape == (
+        32,
+        1,
+        3,
+        3,
+    )
+    with pytest.raises(ValueError, match="width must be at least 16, got 15; 64 is the published"):
+        create_backbone("resnext50_32x4d", width=15)
