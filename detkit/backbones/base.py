@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from detkit.backbones.feature_info import FeatureInfo, describe
+from detkit.backbones.feature_info import FeatureInfo, describe, least_side
 from detkit.backbones.placement import Placement, is_attention
 from detkit.backbones.weights import (
     StateDict,
@@ -49,6 +51,7 @@ class Backbone(nn.Module):
     default_out_indices: tuple[int, ...]  # with strides 4, 8, 16 and 32 where there are such
     head_indices: tuple[int, ...] = (-1,)  # the stages whose maps the classifier's head reads
     attention_positions: tuple[str, ...] = ("after_stage",)  # the default first
+    stages_without_blocks: tuple[str, ...] = ("stem",)  # no attention unless asked for by index
     num_classes: int = 1000  # of the published classifier
     published_settings: Mapping[str, Any] = MappingProxyType({})  # the published weights need them
     frozen_stages: int
@@ -120,7 +123,18 @@ class Backbone(nn.Module):
         Returns:
             One `[B, C, H / stride, W / stride]` per out index, rounded up where the network pads
             its borders.
+
+        Raises:
+            ValueError: the images are smaller than `least_side`.
         """
+        # a program that is being traced need not hold the question
+        if not torch.compiler.is_compiling() and min(images.shape[-2:]) < self.least_side:
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"{self.name} with out_indices {self.out_indices} needs images of at least "
+                f"{self.least_side}x{self.least_side} pixels, got {height}x{width}; give larger "
+                f"ones, or lower out_indices"
+            )
         maps: dict[int, Tensor] = {}
         x = images
         for index, stage in enumerate(self._attended_stages()):
@@ -129,6 +143,11 @@ class Backbone(nn.Module):
             if index in self.out_indices:  # the others need not outlive their use
                 maps[index] = x
         return [maps[index] for index in self.out_indices]
+
+    @cached_property
+    def least_side(self) -> int:
+        """Side in pixels of the smallest image of which every map has a cell."""
+        return least_side(chain.from_iterable(self.stages()))
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -148,8 +167,8 @@ class Backbone(nn.Module):
     def attend_after_stages(self) -> None:
         """Put attention behind the stages, if that is where it stands; once, after building."""
         for index, info in enumerate(self.stage_info()):
-            if self.attention.stages is None and info.name == "stem":
-                continue  # the stem has no blocks
+            if self.attention.stages is None and info.name in self.stages_without_blocks:
+                continue
             module = self.attention.module(
                 "after_stage", stage=index, channels=info.channels, stride=info.stride
             )

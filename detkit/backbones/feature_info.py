@@ -115,6 +115,26 @@ def describe(name: str, in_channels: int, modules: Iterable[nn.Module]) -> Featu
     return FeatureInfo(name, channels, stride, receptive_field=cells, center=center)
 
 
+def least_side(modules: Iterable[nn.Module], *, cells: int = 1) -> int:
+    """Side in pixels of the smallest image whose map has so many cells.
+
+    Args:
+        modules: from the image to the map.
+        cells: along a side of the map.
+    """
+    layers = [layer for module in modules for layer in layers_along(module)]
+    for layer in reversed(layers):
+        if isinstance(layer, Upsampling):
+            cells = -(-cells // layer.factor)
+        elif hasattr(layer, "kernel_size") and layer.padding != "same":
+            stride = _largest(layer.stride)
+            # rounding up, a window may hang over the border, but for its first cell
+            hanging = stride - 1 if getattr(layer, "ceil_mode", False) else 0
+            cells = (cells - 1) * stride + _reach(layer) + 1 - 2 * _largest(layer.padding) - hanging
+            cells = max(1, cells)
+    return cells
+
+
 def _reach(layer: Any) -> int:
     return _largest(getattr(layer, "dilation", 1)) * (_largest(layer.kernel_size) - 1)
 
