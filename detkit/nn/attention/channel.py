@@ -190,8 +190,10 @@ class GaussianContextTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to the same shape."""
         pooled = x.mean((2, 3)).to(statistics_dtype(x))  # [B, C]
-        spread, mean = torch.std_mean(pooled, dim=1, correction=0, keepdim=True)
-        z = (pooled - mean) / (spread + self.eps)
+        centred = pooled - pooled.mean(1, keepdim=True)
+        # a norm has a gradient where all means are equal, a root of their variance has not
+        spread = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(x.shape[1])
+        z = centred / (spread + self.eps)
         c = 3 * self.theta.sigmoid() + 1 if self.c is None else self.c
         gate = torch.exp(-(z**2) / (2 * c**2))
         return x * gate[:, :, None, None].to(x.dtype)

@@ -48,6 +48,20 @@ def _report(y: Tensor) -> tuple[float, float, float]:
     return float(flat.sum()), float(flat.abs().sum()), float((flat * weights).sum())
 
 
+def _randomise(module: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Random parameters and statistics: modules that start as the identity hide every mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double().eval()
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 0.5, generator=generator)
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.running_mean.normal_(0, 0.1, generator=generator)
+            norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    return module
+
+
 @pytest.fixture(scope="session")
 def golden_input() -> Callable[[tuple[int, ...]], Tensor]:
     """Shape -> the input of that shape, float64."""
@@ -64,3 +78,9 @@ def fill() -> Callable[..., nn.Module]:
 def report() -> Callable[[Tensor], tuple[float, float, float]]:
     """Output -> (sum, abs, chk), the three numbers of the golden table."""
     return _report
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., nn.Module]:
+    """`randomise(module, seed=0)`: random parameters and statistics, float64, evaluation."""
+    return _randomise
