@@ -1,6 +1,10 @@
 """Networks that turn images into feature maps, by name."""
 
-from detkit.backbones import googlenet, resnet  # noqa: F401  registers its networks
+from detkit.backbones import (  # noqa: F401  they register themselves
+    googlenet,
+    residual_attention,
+    resnet,
+)
 from detkit.backbones.base import (
     Backbone,
     Classifier,

@@ -22,8 +22,8 @@ class FeatureInfo:
         receptive_field: side in pixels of the square of the image that one cell depends on, the
             largest where cells differ; None where nobody knows.
         center: pixel, counted from 0, that the receptive field of the first cell is centred at;
-            that of cell i is centred at `center + i * stride`. Not a whole number where the
-            receptive field is even.
+            that of cell i is centred at `center + i * stride`, on average where cells differ. Not
+            a whole number where the receptive field is even.
     """
 
     name: str
@@ -47,14 +47,12 @@ class Upsampling(nn.Module):
 
     Attributes:
         factor: how many times as many.
-        shift: how far the first cell moves, in cells of the output.
     """
 
     factor: int
-    shift: float
 
-    def cells(self, count: int) -> int:
-        """Cells of the input that so many adjacent ones of the output depend on, at most."""
+    def source(self, first: int, last: int) -> tuple[int, int]:
+        """First and last cell of the input that those cells of the output depend on."""
         raise NotImplementedError
 
 
@@ -85,9 +83,9 @@ def layers_along(module: nn.Module) -> Iterator[nn.Module]:
 def describe(name: str, in_channels: int, modules: Iterable[nn.Module]) -> FeatureInfo:
     """Describe the map that modules make of an image, one after the other.
 
-    A layer of kernel k, dilation d and padding p on a map of stride j moves the centre by
-    (d (k - 1) / 2 - p) j, and its own stride s multiplies j. The receptive field is followed from
-    the map back to the image: n adjacent cells depend on (n - 1) s + d (k - 1) + 1.
+    What a cell depends on is followed back to the image: with kernel k, dilation d, padding p and
+    stride s, cells i to j of a layer's output depend on i s - p to j s - p + d (k - 1) of its
+    input. The borders of the image are taken to be far away.
 
     Args:
         name: of the map.
@@ -95,24 +93,36 @@ def describe(name: str, in_channels: int, modules: Iterable[nn.Module]) -> Featu
         modules: from the image on.
     """
     layers = [layer for module in modules for layer in layers_along(module)]
-    channels, stride, center = in_channels, 1, 0.0
+    channels, stride, coarsest = in_channels, 1, 1
     for layer in layers:
         channels = getattr(layer, "out_channels", channels)
         if isinstance(layer, Upsampling):
             stride //= layer.factor
-            center += layer.shift * stride
         elif hasattr(layer, "kernel_size"):
-            reach = _reach(layer)
-            padding: Any = layer.padding
-            center += (reach / 2 if padding == "same" else reach / 2 - _largest(padding)) * stride
             stride *= _largest(layer.stride)
-    cells = 1
+        coarsest = max(coarsest, stride)
+    # cells differ where maps inside were coarser than the one that comes out
+    cells = range(max(1, coarsest // stride))
+    seen = [_pixels_behind(cell, layers) for cell in cells]
+    centers = [(first + last) / 2 - cell * stride for cell, (first, last) in enumerate(seen)]
+    return FeatureInfo(
+        name,
+        channels,
+        stride,
+        receptive_field=max(last - first + 1 for first, last in seen),
+        center=sum(centers) / len(centers),
+    )
+
+
+def _pixels_behind(cell: int, layers: list[nn.Module]) -> tuple[int, int]:
+    """First and last pixel that a cell behind the layers depends on, along one axis."""
+    first = last = cell
     for layer in reversed(layers):
         if isinstance(layer, Upsampling):
-            cells = layer.cells(cells)
+            first, last = layer.source(first, last)
         elif hasattr(layer, "kernel_size"):
-            cells = (cells - 1) * _largest(layer.stride) + _reach(layer) + 1
-    return FeatureInfo(name, channels, stride, receptive_field=cells, center=center)
+            first, last = _source(layer, first, last)
+    return first, last
 
 
 def least_side(modules: Iterable[nn.Module], *, cells: int = 1) -> int:
@@ -126,13 +136,19 @@ def least_side(modules: Iterable[nn.Module], *, cells: int = 1) -> int:
     for layer in reversed(layers):
         if isinstance(layer, Upsampling):
             cells = -(-cells // layer.factor)
-        elif hasattr(layer, "kernel_size") and layer.padding != "same":
-            stride = _largest(layer.stride)
+        elif hasattr(layer, "kernel_size"):
+            first, last = _source(layer, 0, cells - 1)  # the padding comes for free: -first cells
             # rounding up, a window may hang over the border, but for its first cell
-            hanging = stride - 1 if getattr(layer, "ceil_mode", False) else 0
-            cells = (cells - 1) * stride + _reach(layer) + 1 - 2 * _largest(layer.padding) - hanging
-            cells = max(1, cells)
+            hanging = _largest(layer.stride) - 1 if getattr(layer, "ceil_mode", False) else 0
+            cells = max(1, last + 1 + first - hanging)
     return cells
+
+
+def _source(layer: Any, first: int, last: int) -> tuple[int, int]:
+    reach = _reach(layer)
+    padding = reach // 2 if layer.padding == "same" else _largest(layer.padding)
+    stride = _largest(layer.stride)
+    return first * stride - padding, last * stride - padding + reach
 
 
 def _reach(layer: Any) -> int:
