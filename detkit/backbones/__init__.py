@@ -1,9 +1,12 @@
 """Networks that turn images into feature maps, by name."""
 
 from detkit.backbones import (  # noqa: F401  they register themselves
+    alexnet,
     googlenet,
-    residual_attention,
+    lenet,
+    overfeat,
     resnet,
+    vgg,
 )
 from detkit.backbones.base import (
     Backbone,
