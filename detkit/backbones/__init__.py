@@ -5,6 +5,7 @@ from detkit.backbones import (  # noqa: F401  they register themselves
     googlenet,
     lenet,
     overfeat,
+    residual_attention,
     resnet,
     vgg,
 )
