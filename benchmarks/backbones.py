@@ -33,8 +33,10 @@ def build_pair(name: str, device: torch.device, *, channels_last: bool) -> list[
     theirs = getattr(torchvision.models, name)(**settings)
     ours = create_classifier(name)
     ours.load_state_dict(theirs.state_dict())
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [net.to(device, memory_format=layout) for net in (ours, theirs)]
+    pair = [ours.to(device), theirs.to(device)]
+    if channels_last:  # otherwise each in the layout that its library builds it in
+        pair = [net.to(memory_format=torch.channels_last) for net in pair]
+    return pair
 
 
 def forward_pass(
