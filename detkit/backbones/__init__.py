@@ -7,6 +7,7 @@ from detkit.backbones import (  # noqa: F401  they register themselves
     overfeat,
     residual_attention,
     resnet,
+    scnet,
     vgg,
 )
 from detkit.backbones.base import (

@@ -21,9 +21,9 @@ class FeatureInfo:
         stride: pixels of the image from one cell to the next.
         receptive_field: side in pixels of the square of the image that one cell depends on, the
             largest where cells differ; None where nobody knows.
-        center: pixel, counted from 0, that the receptive field of the first cell is centred at;
-            that of cell i is centred at `center + i * stride`, on average where cells differ. Not
-            a whole number where the receptive field is even.
+        center: pixel, counted from 0, that the first cell stands on, cell i standing on `center +
+            i * stride`. It is the centre of the receptive field, unless the way through coarser
+            maps reaches further to one side. Not a whole number where the receptive field is even.
     """
 
     name: str
@@ -47,9 +47,11 @@ class Upsampling(nn.Module):
 
     Attributes:
         factor: how many times as many.
+        shift: where the first cell of the output stands beside that of the input, in its cells.
     """
 
     factor: int
+    shift: float
 
     def source(self, first: int, last: int) -> tuple[int, int]:
         """First and last cell of the input that those cells of the output depend on."""
@@ -83,9 +85,10 @@ def layers_along(module: nn.Module) -> Iterator[nn.Module]:
 def describe(name: str, in_channels: int, modules: Iterable[nn.Module]) -> FeatureInfo:
     """Describe the map that modules make of an image, one after the other.
 
-    What a cell depends on is followed back to the image: with kernel k, dilation d, padding p and
-    stride s, cells i to j of a layer's output depend on i s - p to j s - p + d (k - 1) of its
-    input. The borders of the image are taken to be far away.
+    A layer of kernel k, dilation d and padding p on a map of stride j moves the centre by
+    (d (k - 1) / 2 - p) j, and its own stride s multiplies j. What a cell depends on is followed
+    back to the image: cells i to j of a layer's output depend on i s - p to j s - p + d (k - 1) of
+    its input. The borders of the image are taken to be far away.
 
     Args:
         name: of the map.
@@ -93,25 +96,22 @@ def describe(name: str, in_channels: int, modules: Iterable[nn.Module]) -> Featu
         modules: from the image on.
     """
     layers = [layer for module in modules for layer in layers_along(module)]
-    channels, stride, coarsest = in_channels, 1, 1
+    channels, stride, coarsest, center = in_channels, 1, 1, 0.0
     for layer in layers:
         channels = getattr(layer, "out_channels", channels)
         if isinstance(layer, Upsampling):
             stride //= layer.factor
+            center += layer.shift * stride
         elif hasattr(layer, "kernel_size"):
+            first, last = _source(layer, 0, 0)
+            center += (first + last) / 2 * stride
             stride *= _largest(layer.stride)
         coarsest = max(coarsest, stride)
     # cells differ where maps inside were coarser than the one that comes out
     cells = range(max(1, coarsest // stride))
     seen = [_pixels_behind(cell, layers) for cell in cells]
-    centers = [(first + last) / 2 - cell * stride for cell, (first, last) in enumerate(seen)]
-    return FeatureInfo(
-        name,
-        channels,
-        stride,
-        receptive_field=max(last - first + 1 for first, last in seen),
-        center=sum(centers) / len(centers),
-    )
+    widest = max(last - first + 1 for first, last in seen)
+    return FeatureInfo(name, channels, stride, receptive_field=widest, center=center)
 
 
 def _pixels_behind(cell: int, layers: list[nn.Module]) -> tuple[int, int]:

@@ -94,6 +94,7 @@ class BilinearUpsampling(Upsampling):
     """Bilinear interpolation to the size of another map, about twice as large, corners aligned."""
 
     factor = 2
+    shift = 0.0
 
     def source(self, first: int, last: int) -> tuple[int, int]:
         """Every second cell lies on a cell of the input, the others between two."""

@@ -333,7 +333,7 @@ class ResNet(Backbone):
 
     stage_names = ("stem", "layer1", "layer2", "layer3", "layer4")
     default_out_indices = (1, 2, 3, 4)
-    attention_positions = (
+    attention_positions: tuple[str, ...] = (
         "after_bn3",
         "after_bn2",
         "after_conv2",
