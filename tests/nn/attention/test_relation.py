@@ -113,6 +113,12 @@ def test_parameters_in_resnet50():
     assert 23_508_032 + added == 29_822_128
 
 
+def test_the_own_feature_counts_in_the_width_of_the_gate():
+    # 120 places leave 15 features of relations; with the node's own they are 16, an eighth is 2
+    module = RelationAwareAttention(64, size=(8, 15), parts="s")
+    assert module.weigh["spatial"][0][0].weight.shape == (2, 16, 1)
+
+
 def test_no_maps_are_no_maps():
     assert RelationAwareAttention(8, size=SIZE)(torch.zeros(0, 8, 5, 5)).shape == (0, 8, 5, 5)
 
