@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import Backbone
+from detkit.backbones.feature_info import describe, layers_along
+
 
 def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random values of the size that keeps activations of order one; float64, in evaluation.
@@ -66,7 +69,7 @@ def unfilled() -> Callable[..., nn.Module]:
     return _unfilled
 
 
-def _count_macs(net: nn.Module, side: int) -> int:
+def _count_macs(net: nn.Module, side: int, channels: int = 3) -> int:
     """Of convolutions and linear layers, for one square image; the network is on meta."""
     total = 0
 
@@ -80,19 +83,21 @@ def _count_macs(net: nn.Module, side: int) -> int:
         for each in net.modules()
         if isinstance(each, (nn.Conv2d, nn.Linear))
     ]
-    net.eval()(torch.empty(1, 3, side, side, device="meta"))
+    net.eval()(torch.empty(1, channels, side, side, device="meta"))
     for hook in hooks:
         hook.remove()
     return total
 
 
 @pytest.fixture(scope="session")
-def count_macs() -> Callable[[nn.Module, int], int]:
-    """Network on the meta device, side of the image -> multiply-adds."""
+def count_macs() -> Callable[..., int]:
+    """`count_macs(net, side, channels=3)`: multiply-adds of a network on the meta device."""
     return _count_macs
 
 
-def _reached(net: nn.Module, side: int, rows: int = 1) -> Iterator[tuple[int, float]]:
+def _reached(
+    net: nn.Module, side: int, rows: int = 1, width: int = 33
+) -> Iterator[tuple[int, float]]:
     net.double().eval()
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -103,7 +108,7 @@ def _reached(net: nn.Module, side: int, rows: int = 1) -> Iterator[tuple[int, fl
             if type(child) is nn.MaxPool2d:  # the maximum would pick one way only
                 pool = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
                 setattr(module, name, nn.AvgPool2d(*pool))
-    x = torch.rand(1, 3, side, 33, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(1, 3, side, width, dtype=torch.float64, requires_grad=True)
     for level, info in zip(net(x), net.feature_info, strict=True):
         sizes, centers = [], []
         for row in range(level.shape[2] // 2, level.shape[2] // 2 + rows):
@@ -117,10 +122,26 @@ def _reached(net: nn.Module, side: int, rows: int = 1) -> Iterator[tuple[int, fl
 
 @pytest.fixture(scope="session")
 def reached() -> Callable[..., Iterator[tuple[int, float]]]:
-    """`reached(net, side, rows=1)`: of each map what the gradient says of what its cells see.
+    """`reached(net, side, rows=1, width=33)`: of each map what its cells see, by the gradient.
 
     A tall thin picture goes through the network, in which no way cancels another. The largest
     receptive field of so many cells, and the centre that the first cell of the map would have, on
     average. The network is changed.
     """
     return _reached
+
+
+def _along_the_chain(net: Backbone) -> list[tuple[int, int, float]]:
+    layers = list(net.features)
+    described = [
+        describe("map", net.in_channels, layers[: index + 1])
+        for index, layer in enumerate(layers)
+        if any(True for _ in layers_along(layer))
+    ]
+    return [(info.receptive_field, info.stride, info.center) for info in described]
+
+
+@pytest.fixture(scope="session")
+def along_the_chain() -> Callable[[Backbone], list[tuple[int, int, float]]]:
+    """Receptive field, stride and centre behind each convolution and pool of a plain network."""
+    return _along_the_chain
