@@ -75,10 +75,10 @@ class RelationAwareAttention(nn.Module):
         """Weigh the places, then the channels, of `[B, C, H, W]`."""
         if "spatial" in self.parts:
             gate = self._gate("spatial", self._pooled(x)).unflatten(2, self.size)  # [B, 1, h, w]
-            x = x * _resized(gate, x.shape[-2:]).to(x.dtype)
+            x = x * _resized(gate, x.shape[-2:])
         if "channel" in self.parts:
             gate = self._gate("channel", self._pooled(x).mT)  # [B, 1, C]
-            x = x * gate.view(-1, x.shape[1], 1, 1).to(x.dtype)
+            x = x * gate.view(-1, x.shape[1], 1, 1)
         return x
 
     def _pooled(self, x: Tensor) -> Tensor:
