@@ -2,6 +2,7 @@
 
 from detkit.backbones import (  # noqa: F401  they register themselves
     alexnet,
+    botnet,
     googlenet,
     lenet,
     overfeat,

@@ -9,7 +9,7 @@ B batch, C channels, H, W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -272,7 +272,7 @@ class Architecture(NamedTuple):
     """
 
     name: str
-    blocks: Sequence[type[Block]]
+    blocks: Sequence[Callable[[int, int, BlockSettings], Block]]
     depths: tuple[int, int, int, int]
     groups: int = 1
     group_width: int = 64
@@ -430,8 +430,9 @@ class ResNet(Backbone):
                 * (before + position + 1)
                 / sum(self.architecture.depths),
             )
-            layer.append(block(self.channels, channels, settings))
-            self.channels = channels * block.expansion
+            built = block(self.channels, channels, settings)
+            self.channels = channels * built.expansion
+            layer.append(built)
         return layer
 
     def stages(self) -> list[tuple[nn.Module, ...]]:
