@@ -1,0 +1,275 @@
+"""What each part of a network costs: parameters, multiply-adds, memory.
+
+On the meta device, where a tensor has a shape and no values: a pass through the largest network
+takes no memory and little time, and the counts are exact all the same.
+B images, C channels, H, W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from detkit.backbones import Backbone, Classifier, FeatureInfo
+from detkit.detectors import RegionProposal
+from detkit.structures import Size
+
+MACS_CONVENTION = (
+    "MACs: multiply-adds of convolutions and linear layers for one image; bias, norm, activation, "
+    "pooling and products of two maps (the matmul column) not counted"
+)
+MEMORY_CONVENTION = (
+    "memory: float32; activations are what autograd keeps of one image for the backward pass "
+    "(in a batch of 2)"
+)
+_TRAINING_BATCH = 2  # batch norm of a 1x1 map has no variance over one image
+
+
+@dataclass(frozen=True, slots=True)
+class PartCost:
+    """One part of a network.
+
+    Attributes:
+        name: of the stage ("layer1"), or "head", "neck", "rpn", "roi".
+        shapes: of what comes out of it, without the batch.
+        parameters: how many numbers can be learnt, each in the first part that has it.
+        macs: multiply-adds of convolutions and linear layers for one image.
+        matmul_macs: multiply-adds of all other matrix products, which are attention's.
+        parameter_bytes: of the parameters.
+        activation_bytes: what training keeps of one image for the backward pass.
+        feature: how the map lies in the image; None of parts that are no stage of a backbone.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...] = ()
+    parameters: int = 0
+    macs: int = 0
+    matmul_macs: int = 0
+    parameter_bytes: int = 0
+    activation_bytes: int = 0
+    feature: FeatureInfo | None = None
+
+
+def layer_macs(layer: nn.Module, given: Tensor, made: Tensor) -> int:
+    """Multiply-adds of one call of a convolution or a linear layer, of any groups and dilation.
+
+    Args:
+        layer: `nn.Conv1d` to `nn.ConvTranspose3d`, or `nn.Linear`.
+        given: its input.
+        made: its output.
+
+    Raises:
+        TypeError: it is another layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return made.numel() * layer.in_features
+    if not isinstance(layer, _ConvNd):
+        raise TypeError(f"{type(layer).__name__} is neither a convolution nor a linear layer")
+    # each number of the output is made of one filter; transposed, each of the input is spread
+    each = given if layer.transposed else made
+    return each.numel() * layer.weight[0].numel()
+
+
+def count_network(
+    net: Backbone | Classifier, size: Size, *, training: bool = True
+) -> list[PartCost]:
+    """What each stage of a backbone costs, and the head of a classifier.
+
+    Args:
+        net: built on the meta device; it is left in evaluation mode.
+        size: (height, width) of the images.
+        training: also count what training keeps, which takes most of the time.
+
+    Raises:
+        ValueError: the images are too small, or not of the one size that the head takes.
+    """
+    body = net.body if isinstance(net, Classifier) else net
+
+    def run(images: Tensor, meter: _Meter) -> None:
+        maps = _run_backbone(body, images, meter)
+        if isinstance(net, Classifier):
+            with meter.part("head", net.head) as record:
+                record(net.head(maps))
+
+    return _count(net, run, (body.in_channels, *size), training=training)
+
+
+def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
+    """What each part of a detector in two stages costs.
+
+    The second stage is counted with as many proposals as it may get.
+
+    Args:
+        net: built on the meta device; it is left in evaluation mode.
+        size: (height, width) of the images, with their padding.
+
+    Raises:
+        ValueError: the images are too small.
+    """
+    if not isinstance(net, RegionProposal):
+        raise ValueError(f"parts of {type(net).__name__} are unknown; give a RegionProposal")
+
+    body = net.backbone
+    assert isinstance(body, Backbone)
+
+    def run(images: Tensor, meter: _Meter) -> None:
+        maps = _run_backbone(body, images, meter)
+        if net.neck is not None:
+            with meter.part("neck", net.neck) as record:
+                maps = record(net.neck(maps))
+        with meter.part("rpn", net.rpn) as record:
+            record(net.rpn.head(maps))
+        regions = len(images) * proposals_of(net)
+        side = net.roi.pool.resolution
+        with meter.part("roi", net.roi) as record:
+            record(net.roi.head(maps[0].new_empty(regions, maps[0].shape[1], side, side)))
+
+    return _count(net, run, (body.in_channels, *size), training=True)
+
+
+def proposals_of(net: RegionProposal) -> int:
+    """How many regions of one image the second stage looks at: drawn in training, else at most."""
+    return net.roi.assigner.samples if net.training else net.rpn.test_limits.post_nms
+
+
+def _run_backbone(net: Backbone, images: Tensor, meter: _Meter) -> list[Tensor]:
+    """The maps of `out_indices`, stage by stage as `Backbone.forward` makes them."""
+    side = min(images.shape[-2:])
+    if side < net.least_side:
+        raise ValueError(f"{net.name} needs images of {net.least_side} pixels or more, got {side}")
+    maps, x = [], images
+    for info, stage in zip(net.stage_info(), net.stages(), strict=True):
+        if info.name in net.after_stage:
+            stage = (*stage, net.after_stage[info.name])
+        with meter.part(info.name, *stage, feature=info) as record:
+            for module in stage:
+                x = module(x)
+            record(x)
+        maps.append(x)
+    return [maps[index] for index in net.out_indices]
+
+
+def _count(
+    net: nn.Module,
+    run: Callable[[Tensor, _Meter], None],
+    shape: tuple[int, ...],
+    *,
+    training: bool,
+) -> list[PartCost]:
+    """One image through the network as it is used, then a batch as it is trained."""
+    try:
+        with torch.no_grad(), _Meter(net.eval()) as used:
+            run(torch.empty(1, *shape, device="meta"), used)
+        if not training:
+            return used.parts
+        with torch.enable_grad(), _Meter(net.train()) as trained:
+            run(torch.empty(_TRAINING_BATCH, *shape, device="meta"), trained)
+    except RuntimeError as error:  # torch's word for sizes that do not fit
+        reason = " ".join(str(error).split())
+        raise ValueError(f"images of {shape[1]}x{shape[2]} do not fit: {reason}") from None
+    finally:
+        net.eval()
+    kept = {part.name: part.activation_bytes // _TRAINING_BATCH for part in trained.parts}
+    return [replace(part, activation_bytes=kept[part.name]) for part in used.parts]
+
+
+@dataclass
+class _Meter:
+    """Counts what runs inside each `part`.
+
+    Attributes:
+        net: the whole network; its convolutions and linear layers are watched.
+        parts: what was counted.
+    """
+
+    net: nn.Module
+    parts: list[PartCost] = field(default_factory=list)
+
+    def __enter__(self) -> _Meter:
+        self._macs = self._linear_macs = 0
+        self._counted: set[int] = set()  # parameters, by identity
+        # Storages are kept, so that none is freed and another takes its place
+        values = [*self.net.parameters(), *self.net.buffers()]
+        self._known = {each.untyped_storage()._cdata: each.untyped_storage() for each in values}
+        self._hooks = [
+            module.register_forward_hook(self._watch)
+            for module in self.net.modules()
+            if isinstance(module, nn.Linear | _ConvNd)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, layer: nn.Module, given: Sequence[Tensor], made: Tensor) -> None:
+        macs = layer_macs(layer, given[0], made)
+        self._macs += macs
+        self._linear_macs += macs if isinstance(layer, nn.Linear) else 0
+
+    @contextmanager
+    def part(
+        self, name: str, *modules: nn.Module, feature: FeatureInfo | None = None
+    ) -> Iterator[Callable[[Any], Any]]:
+        """Count what runs inside; the function it yields notes the shapes of what came out."""
+        self._macs = self._linear_macs = 0
+        shapes: list[tuple[int, ...]] = []
+        kept = 0
+
+        def record(made: Any) -> Any:
+            shapes.extend(tuple(tensor.shape[1:]) for tensor in _tensors(made))
+            return made
+
+        def keep(tensor: Tensor) -> None:
+            nonlocal kept
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known[storage._cdata] = storage
+                kept += storage.nbytes()
+
+        saved = torch.autograd.graph.saved_tensors_hooks(keep, _never)
+        with saved, FlopCounterMode(display=False) as flops:
+            yield record
+        products = sum(
+            count // 2
+            for op, count in flops.get_flop_counts().get("Global", {}).items()
+            if _is_matmul(op)
+        )
+        mine = [each for module in modules for each in module.parameters()]
+        mine = [each for each in dict.fromkeys(mine) if id(each) not in self._counted]
+        self._counted.update(id(each) for each in mine)
+        self.parts.append(
+            PartCost(
+                name,
+                tuple(shapes),
+                parameters=sum(each.numel() for each in mine),
+                macs=self._macs,
+                matmul_macs=products - self._linear_macs,
+                parameter_bytes=sum(each.numel() * each.element_size() for each in mine),
+                activation_bytes=kept,
+                feature=feature,
+            )
+        )
+
+
+def _never(_: None) -> Tensor:
+    raise AssertionError("nothing was kept: there is no backward pass")
+
+
+def _is_matmul(op: Any) -> bool:
+    return "convolution" not in str(op)
+
+
+def _tensors(made: Any) -> Iterator[Tensor]:
+    if isinstance(made, Tensor):
+        yield made
+    elif made is not None:  # what a head leaves out
+        for each in made:
+            yield from _tensors(each)
