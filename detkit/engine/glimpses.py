@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 COLUMNS = 8
@@ -41,11 +42,14 @@ def draw_glimpses(
         axis.set_title(title, fontsize=9)
         axis.plot(*zip(*way, strict=True), color="tab:orange", linewidth=1)
         for number, (x, y) in enumerate(way, start=1):
-            axis.text(x, y, str(number), color="yellow", fontsize=7, ha="center", va="center")
+            mark = axis.text(
+                x, y, str(number), color="yellow", fontsize=8, ha="center", va="center"
+            )
+            mark.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
             for side in patches if number == len(way) else patches[:1]:
                 corner = (x - side / 2, y - side / 2)
                 outline = "tab:red" if number == len(way) else "tab:orange"
-                axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=outline))
+                axis.add_patch(Rectangle(corner, side, side, fill=False, ec=outline, lw=0.7))
         axis.set_xlim(-0.5, width - 0.5)
         axis.set_ylim(height - 0.5, -0.5)
     buffer = io.BytesIO()
