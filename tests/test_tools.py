@@ -374,6 +374,81 @@ def test_picture_of_another_size_is_one_line(
     assert done.line.startswith(f"image {images / '0.png'} is 30x20 (upright), its annotations say")
 
 
+# ----------------------------------------------------------------------------------------- ablate
+
+
+SWEEP = ("--sweep", "model.backbone.width=8,4", "--seeds", "0,1")
+
+
+def test_ablate(command: Any, recipe_file: Path, tmp_path: Path) -> None:
+    done = command("ablate", recipe_file, "train.ema=null", *SWEEP, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "run 4 of 4: width-4_seed-1" in done.err
+    report = (tmp_path / "out" / "ablation.md").read_text("utf-8")
+    assert report in done.out
+    assert report.startswith("| width | seeds | params (M) |")
+    assert "written to" in done.out
+
+    again = command("ablate", recipe_file, "train.ema=null", *SWEEP, "--out", tmp_path / "out")
+    assert again.code == 0
+    assert "run 1 of 4: width-8_seed-0 is done" in again.err
+    assert "trained in" not in again.err
+
+
+def test_ablate_interrupted(
+    command: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detkit.engine.train._finite", interrupt)
+    done = command("ablate", recipe_file, *SWEEP, "--out", tmp_path / "out")
+    assert done.code == 130
+    message = "interrupted; 0 of 4 runs are done; the same command goes on"
+    assert done.err.splitlines()[-1] == message
+
+
+def test_ablate_says_which_runs_failed(
+    command: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite(*_: Any) -> None:
+        raise FloatingPointError("loss rpn/box is inf")
+
+    monkeypatch.setattr("detkit.engine.train._finite", infinite)
+    done = command("ablate", recipe_file, "--seeds", "3", "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "run 1 of 1: seed-3 failed: loss rpn/box is inf" in done.err
+    assert done.line == "1 of 1 runs failed, see above"
+    assert "0 of 1" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep", "train.epoch=1,2"], "RECIPE: train.epoch: unknown key; did you mean 'epochs'"),
+        (["--sweep", "train.epochs"], "sweep 'train.epochs' is not of the form key.path=value,va"),
+        (["--seeds", "a"], "seeds 'a' are not whole numbers with commas between, e.g. 0,1,2"),
+        (
+            ["--sweep", "model.backbone.name=resnet18,resnet19"],
+            "name=resnet19: model.backbone: unknown backbone 'resnet19'; did you mean",
+        ),
+    ],
+)
+def test_ablate_mistake(
+    command: Any,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command("ablate", recipe_file, *arguments)
+    assert done.code == 2
+    assert done.line.replace(str(recipe_file), "RECIPE").startswith(message)
+    assert list(tmp_path.iterdir()) == []  # nothing begun
+
+
 # ------------------------------------------------------------------------------------- from outside
 
 

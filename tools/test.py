@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from pathlib import Path
 
 from detkit import cli
-from detkit.config import ConfigError
 from detkit.engine.checkpoint import load_checkpoint
-from detkit.engine.data import build_dataset, check_same_classes, eval_loader, share_cores
-from detkit.engine.device import amp_dtype, pick_device
+from detkit.engine.device import pick_device
 from detkit.engine.distributed import is_main, process_group
-from detkit.engine.evaluate import coco_results, evaluate
-from detkit.files import write_atomically
+from detkit.engine.evaluate import measure_checkpoint
 
 
 def main(arguments: list[str]) -> None:
@@ -30,30 +26,12 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     checkpoint = load_checkpoint(options.checkpoint, options.overrides)
-    source = checkpoint.recipe.data.test or checkpoint.recipe.data.val
-    if source is None:
-        raise ConfigError(
-            "the recipe names no data.test and no data.val; set data.test.format=coco "
-            "data.test.annotations=FILE data.test.images=FOLDER"
-        )
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-    dtype = amp_dtype(checkpoint.recipe.test.amp, device)
-    share_cores(checkpoint.recipe)
+    folder = Path(options.out) if options.out else Path(options.checkpoint).parent / "test"
     with process_group(device):
-        dataset = build_dataset(source, role="test")
-        check_same_classes(dataset, checkpoint.class_names, "test")
-        loader = eval_loader(checkpoint.recipe, dataset, pin_memory=device.type == "cuda")
-        outcome = evaluate(
-            checkpoint.detector().to(device), loader, dataset, device=device, dtype=dtype
-        )
+        result = measure_checkpoint(checkpoint, folder=folder, device=device)
         if is_main():
-            folder = Path(options.out) if options.out else Path(options.checkpoint).parent / "test"
-            records = coco_results(outcome.detections, dataset.category_ids.tolist())
-            write_atomically(folder / "detections.json", json.dumps(records))
-            write_atomically(
-                folder / "metrics.json", json.dumps(outcome.result.as_dict(), indent=1)
-            )
-            print(f"{outcome.result.summary()}\n\n{outcome.result.table()}\n\nwritten to {folder}")
+            print(f"{result.summary()}\n\n{result.table()}\n\nwritten to {folder}")
 
 
 if __name__ == "__main__":

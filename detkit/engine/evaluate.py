@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from detkit.config import ConfigError, Recipe, Source
 from detkit.data import CocoDataset, coco_ground_truth
 from detkit.detectors import Detector
 from detkit.engine import distributed
+from detkit.engine.checkpoint import Checkpoint
+from detkit.engine.data import build_dataset, check_same_classes, eval_loader, share_cores
+from detkit.engine.device import amp_dtype
 from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.files import write_atomically
 from detkit.structures import Batch, Detections
 
 
@@ -117,3 +124,44 @@ def coco_results(
                 {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
             )
     return records
+
+
+def source_to_test(recipe: Recipe) -> Source:
+    """The data to measure a finished detector on: data.test, or else data.val.
+
+    Raises:
+        ConfigError: the recipe names neither.
+    """
+    source = recipe.data.test or recipe.data.val
+    if source is None:
+        raise ConfigError(
+            "the recipe names no data.test and no data.val; set data.test.format=coco "
+            "data.test.annotations=FILE data.test.images=FOLDER"
+        )
+    return source
+
+
+def measure_checkpoint(checkpoint: Checkpoint, *, folder: Path, device: torch.device) -> CocoResult:
+    """Evaluate on `source_to_test` and write `detections.json`, then `metrics.json`.
+
+    Args:
+        checkpoint: whose recipe says on what and how.
+        folder: where the main process writes.
+        device: where to compute.
+
+    Raises:
+        ValueError: no data to measure on, or data of other classes.
+    """
+    source = source_to_test(checkpoint.recipe)
+    dtype = amp_dtype(checkpoint.recipe.test.amp, device)
+    share_cores(checkpoint.recipe)
+    dataset = build_dataset(source, role="test")
+    check_same_classes(dataset, checkpoint.class_names, "test")
+    loader = eval_loader(checkpoint.recipe, dataset, pin_memory=device.type == "cuda")
+    detector = checkpoint.detector().to(device)
+    outcome = evaluate(detector, loader, dataset, device=device, dtype=dtype)
+    if distributed.is_main():
+        records = coco_results(outcome.detections, dataset.category_ids.tolist())
+        write_atomically(folder / "detections.json", json.dumps(records))
+        write_atomically(folder / "metrics.json", json.dumps(outcome.result.as_dict(), indent=1))
+    return outcome.result
