@@ -8,7 +8,7 @@ B images, C channels, H, W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,14 +78,15 @@ def layer_macs(layer: nn.Module, given: Tensor, made: Tensor) -> int:
 
 
 def count_network(
-    net: Backbone | Classifier, size: Size, *, training: bool = True
+    net: Backbone | Classifier, size: Size, *, details: bool = True
 ) -> list[PartCost]:
     """What each stage of a backbone costs, and the head of a classifier.
 
     Args:
         net: built on the meta device; it is left in evaluation mode.
         size: (height, width) of the images.
-        training: also count what training keeps, which takes most of the time.
+        details: also count matrix products and what training keeps, which takes most of the time;
+            without they are 0.
 
     Raises:
         ValueError: the images are too small, or not of the one size that the head takes.
@@ -98,7 +99,7 @@ def count_network(
             with meter.part("head", net.head) as record:
                 record(net.head(maps))
 
-    return _count(net, run, (body.in_channels, *size), training=training)
+    return _count(net, run, (body.in_channels, *size), details=details)
 
 
 def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
@@ -131,7 +132,7 @@ def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
         with meter.part("roi", net.roi) as record:
             record(net.roi.head(maps[0].new_empty(regions, maps[0].shape[1], side, side)))
 
-    return _count(net, run, (body.in_channels, *size), training=True)
+    return _count(net, run, (body.in_channels, *size), details=True)
 
 
 def proposals_of(net: RegionProposal) -> int:
@@ -161,15 +162,15 @@ def _count(
     run: Callable[[Tensor, _Meter], None],
     shape: tuple[int, ...],
     *,
-    training: bool,
+    details: bool,
 ) -> list[PartCost]:
     """One image through the network as it is used, then a batch as it is trained."""
     try:
-        with torch.no_grad(), _Meter(net.eval()) as used:
+        with torch.no_grad(), _Meter(net.eval(), products=details) as used:
             run(torch.empty(1, *shape, device="meta"), used)
-        if not training:
+        if not details:
             return used.parts
-        with torch.enable_grad(), _Meter(net.train()) as trained:
+        with torch.enable_grad(), _Meter(net.train(), products=False) as trained:
             run(torch.empty(_TRAINING_BATCH, *shape, device="meta"), trained)
     except RuntimeError as error:  # torch's word for sizes that do not fit
         reason = " ".join(str(error).split())
@@ -186,10 +187,12 @@ class _Meter:
 
     Attributes:
         net: the whole network; its convolutions and linear layers are watched.
+        products: matrix products are counted too.
         parts: what was counted.
     """
 
     net: nn.Module
+    products: bool
     parts: list[PartCost] = field(default_factory=list)
 
     def __enter__(self) -> _Meter:
@@ -235,13 +238,9 @@ class _Meter:
                 kept += storage.nbytes()
 
         saved = torch.autograd.graph.saved_tensors_hooks(keep, _never)
-        with saved, FlopCounterMode(display=False) as flops:
+        flops = FlopCounterMode(display=False) if self.products else None
+        with saved, flops or nullcontext():
             yield record
-        products = sum(
-            count // 2
-            for op, count in flops.get_flop_counts().get("Global", {}).items()
-            if _is_matmul(op)
-        )
         mine = [each for module in modules for each in module.parameters()]
         mine = [each for each in dict.fromkeys(mine) if id(each) not in self._counted]
         self._counted.update(id(each) for each in mine)
@@ -251,7 +250,7 @@ class _Meter:
                 tuple(shapes),
                 parameters=sum(each.numel() for each in mine),
                 macs=self._macs,
-                matmul_macs=products - self._linear_macs,
+                matmul_macs=_products(flops) - self._linear_macs if flops else 0,
                 parameter_bytes=sum(each.numel() * each.element_size() for each in mine),
                 activation_bytes=kept,
                 feature=feature,
@@ -263,8 +262,10 @@ def _never(_: None) -> Tensor:
     raise AssertionError("nothing was kept: there is no backward pass")
 
 
-def _is_matmul(op: Any) -> bool:
-    return "convolution" not in str(op)
+def _products(flops: FlopCounterMode) -> int:
+    """Multiply-adds of all that is no convolution: linear layers and products of two maps."""
+    counts = flops.get_flop_counts().get("Global", {})
+    return sum(count for op, count in counts.items() if "convolution" not in str(op)) // 2
 
 
 def _tensors(made: Any) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from detkit.detectors import RegionProposal
 
 _FIELD_NOTE = (
     "receptive field: side in pixels of the square that one cell depends on; centre: pixel, "
-    "counted from 0, that the first cell is centred at"
+    "counted from 0, that the first cell stands on"
 )
 _ATTENTION_NOTE = "attention is left out of the receptive fields: with it a cell may see everything"
 Row = Sequence[str]
@@ -193,7 +193,7 @@ def _backbone_row(name: str) -> Row:
     size = published_size(name)
     net = Subject(name, size).build()
     assert isinstance(net, Classifier)
-    parts = count_network(net, size, training=False)
+    parts = count_network(net, size, details=False)
     infos = net.body.stage_info()
     centers = [f"{info.center:g}" for info in infos]
     return (

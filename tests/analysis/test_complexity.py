@@ -62,7 +62,7 @@ def test_other_layers_have_no_macs():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50_v1", "resnet50d", "resnext50_32x4d"])
 def test_a_network_without_attention_counts_as_torch_does(meta, name, size):
     net = create_classifier(name, in_channels=4).eval()
-    parts = count_network(net, size, training=False)
+    parts = count_network(net, size)
     images = torch.empty(1, 4, *size)
     assert sum(part.macs for part in parts) == macs_by_torch(lambda: net(images))
     assert sum(part.matmul_macs for part in parts) == 0
@@ -95,6 +95,19 @@ def test_frozen_stages_keep_nothing(meta):
     assert kept[:2] == [0, 0] and min(kept[2:]) > 0
 
 
+def test_details_can_be_left_out(meta):
+    net = create_classifier("resnet18", width=8)
+    for short, long in zip(
+        count_network(net, (64, 64), details=False), count_network(net, (64, 64)), strict=True
+    ):
+        assert short.activation_bytes == short.matmul_macs == 0 < long.activation_bytes
+        assert (short.macs, short.parameters, short.shapes) == (
+            long.macs,
+            long.parameters,
+            long.shapes,
+        )
+
+
 def test_counting_leaves_no_trace(meta):
     net = create_classifier("resnet18", width=8)
     count_network(net, (64, 64))
@@ -114,7 +127,7 @@ def test_counting_leaves_no_trace(meta):
 )
 def test_resnet50_with_attention(meta, name, settings, parameters, giga_macs):
     net = create_classifier("resnet50", attention=name, **settings)
-    parts = count_network(net, (224, 224), training=False)
+    parts = count_network(net, (224, 224), details=False)
     assert sum(part.parameters for part in parts) == parameters
     assert round(sum(part.macs for part in parts) / 1e9, 3) == giga_macs
 
@@ -123,7 +136,7 @@ def test_matrix_products_of_attention_stand_apart(meta):
     """A non-local block multiplies every cell with every other one, twice."""
     settings = {"attention_at": "after_block", "attention_stages": {3: [-1]}}
     net = create_backbone("resnet18", attention="nonlocal", **settings)
-    parts = {part.name: part for part in count_network(net, (64, 64), training=False)}
+    parts = {part.name: part for part in count_network(net, (64, 64))}
     cells, inner = 4 * 4, 128
     assert parts["layer3"].matmul_macs >= 2 * cells * cells * inner // 4  # keys may be pooled
     assert parts["layer4"].matmul_macs == 0
@@ -169,7 +182,7 @@ def test_sizes_that_do_not_fit_are_explained(meta):
 
 def test_images_that_are_too_small_are_refused(meta):
     net = create_backbone("vgg11", out_indices=(-1,))
-    assert count_network(net, (32, 40), training=False)[-1].shapes == ((512, 1, 1),)
+    assert count_network(net, (32, 40))[-1].shapes == ((512, 1, 1),)
     with pytest.raises(ValueError, match="vgg11 needs images of 32 pixels or more, got 31"):
         count_network(net, (40, 31))
 
