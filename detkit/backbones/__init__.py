@@ -9,6 +9,7 @@ from detkit.backbones import (  # noqa: F401  they register themselves
     residual_attention,
     resnet,
     scnet,
+    timm_adapter,
     vgg,
 )
 from detkit.backbones.base import (

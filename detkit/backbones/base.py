@@ -167,6 +167,10 @@ class Backbone(nn.Module):
         and puts attention behind the stages, if that is where it stands.
         """
         self.least_side = least_side(chain.from_iterable(self.stages()))
+        self.attend_after_stages()
+
+    def attend_after_stages(self) -> None:
+        """Put attention behind the stages, if that is where it stands."""
         for index, info in enumerate(self.stage_info()):
             if self.attention.stages is None and info.name in self.stages_without_blocks:
                 continue
