@@ -71,3 +71,26 @@ def test_unknown_name_gets_close_matches_and_the_list(table: Registry) -> None:
 )
 def test_suggest(given: str, allowed: list[str], text: str) -> None:
     assert suggest(given, allowed).startswith(text)
+
+
+class Letters:
+    """A family whose members another library would know."""
+
+    def builder(self, name: str):
+        if name not in self.names():
+            raise ValueError(f"no letter {name!r}")
+        return lambda: name.upper()
+
+    def names(self) -> list[str]:
+        return ["abc:b", "abc:a"]
+
+
+def test_family_is_found_by_its_prefix_and_listed_only_when_asked_for(table: Registry) -> None:
+    table.register_family("abc:", Letters())
+    assert table["abc:a"]() == "ABC:A"
+    assert table["lenet"]() == "lenet"
+    assert "abc:b" in table and "abc:c" not in table and "lenet" in table
+    assert table.names("abc:*") == ["abc:a", "abc:b"]
+    assert table.names("*") == ["lenet", "resnet18", "resnet50", "vgg16"]
+    with pytest.raises(ValueError, match=r"^no letter 'abc:c'$"):
+        table["abc:c"]
