@@ -106,9 +106,10 @@ def test_half_precision_is_finite(name, dtype, scale):
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_does_not_widen_the_map(name, dtype):
-    module, x = build(name, batch=2), noise(2, CHANNELS, 7, 9).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_autocast_does_not_widen_the_map(name, dtype, device):
+    module, x = build(name, batch=2).to(device), noise(2, CHANNELS, 7, 9).to(device, dtype)
+    with torch.autocast(device, dtype=torch.bfloat16):
         y = module(x)
     # like a convolution a module may narrow the map
     assert y.dtype in (dtype, torch.bfloat16) and y.isfinite().all()

@@ -87,8 +87,8 @@ class TemporalAdaptive(nn.Module):
         means = clips.mean(dim=(3, 4)).mT  # [M, C, T]
         kernel = self.kernel(means.flatten(0, 1)).unflatten(0, (len(means), channels))  # [M, C, K]
         importance = self.importance(means).mT[..., None, None]  # [M, T, C, 1, 1]
-        weighted = clips * importance.to(x.dtype)
-        y = _convolve_time(weighted, kernel.to(x.dtype))
+        weighted = clips * importance
+        y = _convolve_time(weighted, kernel.to(x.dtype))  # softmax leaves autocast in float32
         return y.flatten(0, 1)
 
 

@@ -49,7 +49,7 @@ def count(module: nn.Module) -> int:
 )
 def test_published_values(golden_input, fill, report, module, total, absolute, checked):
     y = fill(module)(golden_input((2, 32, 8, 8)))
-    assert report(y) == pytest.approx((total, absolute, checked), rel=1e-8, abs=2e-6)
+    assert report(y) == pytest.approx((total, absolute, checked), rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -214,7 +214,7 @@ def test_mhsa_without_positions_equals_torch(golden_input, fill, report):
     x = golden_input((2, 16, 32))
     y, _ = oracle(x, x, x)
     published = (-26.988686, 3122.514813, -17.440806)
-    assert report(y) == pytest.approx(published, rel=1e-8, abs=2e-6)
+    assert report(y) == pytest.approx(published, rel=0, abs=1e-6)
 
     module = RelativeSelfAttention(32, size=(2, 8)).double()
     for table in module.pos_embed.parameters():
