@@ -113,6 +113,7 @@ class BackboneConfig(Section):
     zero_init_residual: bool | None = None
     drop_path: Fraction | None = None
     output_stride: PositiveInt | None = None
+    settings: dict[str, Any] | None = None  # what only this network takes: {last_pool: false}
 
 
 class FPNConfig(Section):
@@ -303,13 +304,14 @@ class ClassifierConfig(Section):
     ram: RAMConfig = RAMConfig()
     weights: str | None = None  # of a backbone's network: "imagenet" or a path
     settings: dict[str, Any] = {}  # of a backbone's network, e.g. width
+    head: Literal["logistic", "mlp"] | None = None  # on a backbone's last map; null: its own
     mean: float = 0.5  # of pixels in 0..1
     std: Positive = 0.25
 
     @model_validator(mode="after")
     def _settings_are_of_the_network(self) -> ClassifierConfig:
-        if self.name == "ram" and (self.settings or self.weights is not None):
-            raise ValueError("weights and settings are of a backbone; those of ram stand under ram")
+        if self.name == "ram" and (self.settings or self.weights or self.head):
+            raise ValueError("weights, settings and head are of a backbone; ram has only model.ram")
         return self
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from detkit.backbones import create_classifier, list_backbones
+from detkit.backbones import create_backbone, create_classifier, list_backbones
 from detkit.backbones.weights import load_into
 from detkit.config import (
     ClassifierConfig,
@@ -36,6 +36,7 @@ from detkit.engine.log import RunLog
 from detkit.engine.optim import build_optimizer, build_schedule
 from detkit.files import open_atomically, remove_leftovers, write_atomically
 from detkit.nn.attention.recurrent import RecurrentAttention, reinforce_loss
+from detkit.nn.heads import classifier_head
 from detkit.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -112,13 +113,12 @@ def build_classifier(recipe: ClassifierRecipe, *, num_classes: int) -> nn.Module
     if config.name not in list_backbones():
         choices = suggest(config.name, ["ram", *list_backbones()])
         raise ValueError(f"unknown classifier {config.name!r}; {choices}")
-    return create_classifier(
-        config.name,
-        num_classes=num_classes,
-        in_channels=channels,
-        weights=config.weights,
-        **config.settings,
-    )
+    settings = {"in_channels": channels, "weights": config.weights, **config.settings}
+    if config.head is None:
+        return create_classifier(config.name, num_classes=num_classes, **settings)
+    body = create_backbone(config.name, out_indices=(-1,), **settings)
+    (info,) = body.feature_info
+    return nn.Sequential(body, classifier_head(config.head, info.channels, num_classes))
 
 
 def losses_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -248,7 +248,10 @@ def _train_epoch(
     model.train()
     sums: dict[str, float] = {}
     order = torch.randperm(len(run.train), generator=generator)
-    for index in order.split(config.batch_size):
+    batches = order.split(config.batch_size)
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches = batches[:-1]  # batch norm cannot learn from one
+    for index in batches:
         images = views(run.train.images[index], run.recipe, generator).to(run.device)
         losses = losses_of(model, images, run.train.labels[index].to(run.device))
         total = torch.stack(list(losses.values())).sum()

@@ -112,6 +112,12 @@ def test_same_seed_same_run(make: MakeRecipe, tmp_path: Path) -> None:
         ["model.ram.glimpses=2"],
         ["data.crop.canvas=12", "data.crop.grey=true", "model.ram.learn_where=false"],
         ["model={name: resnet18, settings: {width: 8}}", "data.crop.size=16"],
+        [
+            "model={name: resnet18, settings: {width: 8}, head: mlp}",
+            "data.crop.size=16",
+            "train.batch_size=15",  # dropout and batch norm together are noisy on small ones
+            "train.epochs=30",
+        ],
     ],
 )
 def test_each_kind_of_classifier_learns(
@@ -188,6 +194,23 @@ def test_grey_crops_have_one_channel(make: MakeRecipe) -> None:
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
 
 
+def test_head_takes_the_place_of_the_networks_own(make: MakeRecipe) -> None:
+    recipe = make("model={name: resnet18, settings: {width: 8}, head: logistic}")
+    net = build_classifier(recipe, num_classes=5).eval()
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    own = build_classifier(make("model={name: resnet18, settings: {width: 8}}"), num_classes=5)
+    assert [p.shape for p in net.parameters()] == [p.shape for p in own.parameters()]
+    mlp = build_classifier(make("model={name: resnet18, head: mlp}"), num_classes=5)
+    assert any(isinstance(module, torch.nn.PReLU) for module in mlp.modules())
+
+
+def test_last_batch_of_one_is_left_out(make: MakeRecipe, tmp_path: Path) -> None:
+    """15 crops: batch norm could not learn from the last one."""
+    net = "model={name: resnet18, settings: {width: 8}, head: mlp}"
+    train_classifier(make(net, "train.batch_size=7", "train.epochs=1"), folder=tmp_path, device=CPU)
+    assert len(records_of(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -218,7 +241,8 @@ def test_mistake_leaves_nothing(
         ("data.train.splt=val", "data.train.splt: unknown key"),
         ("data.crop.canvas=4", "canvas 4 is smaller than size 8"),
         ("data.crop.clutter=4", "clutter needs a canvas to lie on"),
-        ("model.weights=imagenet", "weights and settings are of a backbone"),
+        ("model.weights=imagenet", "weights, settings and head are of a backbone"),
+        ("model.head=mpl", "model.head: got 'mpl'; did you mean 'mlp'? allowed: logistic, mlp"),
         ("name=a/b", "name 'a/b' becomes a folder"),
     ],
 )
