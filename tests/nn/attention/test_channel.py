@@ -124,15 +124,19 @@ def test_elements_of_fcanets_filters():
     assert sum(n * blocks for n, (_, blocks, _) in zip(sizes, STAGES, strict=True)) == 5_519_360
 
 
-def test_se_is_torchvisions_and_timms(randomise, x):
+def test_se_is_torchvisions(randomise, x):
+    ours = randomise(create_attention("se", channels=16, reduction=4))
+    theirs = torchvision.ops.SqueezeExcitation(16, 4).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_se_is_timms(randomise, x):
     timm_layers = pytest.importorskip("timm.layers")
     ours = randomise(create_attention("se", channels=16, reduction=4))
-    for theirs in (
-        torchvision.ops.SqueezeExcitation(16, 4),
-        timm_layers.SEModule(16, rd_channels=4),
-    ):
-        theirs.double().load_state_dict(ours.state_dict(), strict=True)
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+    theirs = timm_layers.SEModule(16, rd_channels=4).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [16, 64, 100, 256, 512, 1024, 2048])

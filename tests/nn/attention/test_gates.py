@@ -175,6 +175,13 @@ def test_gradient_of_a_peak_goes_to_its_place(layout):
     torch.testing.assert_close(x.grad, sum((x == top).double() for top in tops))
 
 
+def test_one_of_equal_places_gets_the_gradient():
+    for pooled in (peak, lambda x: peak_along(x, 2)):
+        x = torch.zeros(1, 2, 3, 1, requires_grad=True)
+        pooled(x).sum().backward()
+        assert sorted(x.grad.flatten().tolist()) == [0, 0, 0, 0, 1, 1]
+
+
 def test_mean_and_variance():
     x = maps(2, 4, 3, 5)
     mean, variance = mean_and_variance(x)
