@@ -284,6 +284,15 @@ def test_attention_after_a_block_changes_what_comes_behind_it(theirs11, unfilled
         assert difference(ours[2], theirs[2]) > 1e-3
 
 
+def test_attention_of_fixed_size_is_told_the_stride_of_its_place():
+    """224 / 8 = 28 and 224 / 16 = 14 cells: 2 * cells - 1 relative positions."""
+    settings = {"attention": "mhsa", "attention_at": "after_block", "attention_stages": (3, 4)}
+    with torch.device("meta"):
+        net = create_backbone("vgg11", **settings)
+    sizes = [len(each.pos_embed.height_rel) for each in net.after_block.values()]
+    assert sizes == [55, 55, 27, 27]
+
+
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
     net = create_backbone("vgg11_bn", out_indices=(-1,))
