@@ -9,8 +9,16 @@ from typing import Any
 from torch import nn
 
 from detkit.backbones import Backbone, create_backbone
+from detkit.backbones.base import published_settings
 from detkit.backbones.weights import load_into, read_weights
-from detkit.config import FPNConfig, ModelConfig, RoIConfig, RPNConfig, build_recipe, load_recipe
+from detkit.config import (
+    FPNConfig,
+    ModelConfig,
+    RoIConfig,
+    RPNConfig,
+    build_recipe,
+    load_recipe,
+)
 from detkit.detectors.base import Detector, MapGeometry
 from detkit.detectors.region_proposal import RegionProposal
 from detkit.detectors.roi import BoxHead, BoxLoss, DetectionLimits, RoIAlign, RoIHead
@@ -78,7 +86,9 @@ def load_detector_weights(detector: Detector, weights: str) -> None:
 
 def without_weights(config: ModelConfig) -> ModelConfig:
     """The same settings, to be filled with other weights: nothing is read or downloaded."""
-    backbone = config.backbone.model_copy(update={"weights": None})
+    backbone = config.backbone
+    settings = published_settings(backbone.name, backbone.weights) | (backbone.settings or {})
+    backbone = backbone.model_copy(update={"weights": None, "settings": settings or None})
     return config.model_copy(update={"weights": None, "backbone": backbone})
 
 
@@ -114,6 +124,7 @@ def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
 
 def _backbone(config: ModelConfig) -> Backbone:
     settings = {k: v for k, v in config.backbone.model_dump().items() if v is not None}
+    settings |= settings.pop("settings", {})
     if config.fpn is None and "out_indices" not in settings:
         settings["out_indices"] = (-1,)  # maps of several widths would need the pyramid
     try:

@@ -8,6 +8,7 @@ import torch
 from detkit.config import BackboneConfig, ConfigError, ModelConfig
 from detkit.detectors import Detector, RegionProposal, create_detector
 from detkit.detectors.base import MapGeometry
+from detkit.detectors.factory import without_weights
 from detkit.detectors.rpn import AnchorGrid
 
 SMALL = {
@@ -159,3 +160,24 @@ def test_frozen_backbone_has_nothing_to_learn():
     detector = create_detector(config, num_classes=3)
     assert not any(p.requires_grad for p in detector.backbone.parameters())
     assert all(p.requires_grad for p in detector.roi.parameters())
+
+
+def test_what_published_weights_need_stays_when_others_take_their_place():
+    """GoogLeNet's were learnt on images normalised otherwise; a checkpoint's are their children."""
+    config = ModelConfig(backbone=BackboneConfig(name="googlenet", weights="imagenet"))
+    assert without_weights(config).backbone.weights is None
+    assert without_weights(config).backbone.settings == {"transform_input": True}
+    own = config.backbone.model_copy(update={"settings": {"transform_input": False}})
+    assert without_weights(ModelConfig(backbone=own)).backbone == own.model_copy(
+        update={"weights": None}
+    )
+    plain = ModelConfig(backbone=BackboneConfig(name="resnet18", weights="imagenet"))
+    assert without_weights(plain) == ModelConfig(backbone=BackboneConfig(name="resnet18"))
+
+
+def test_settings_of_one_network_alone_reach_it():
+    settings = {"name": "vgg11", "settings": {"last_pool": False}}
+    detector = create_detector({"backbone": settings, "fpn": {"channels": 8}}, num_classes=2)
+    assert [info.stride for info in detector.backbone.feature_info] == [4, 8, 16]
+    with pytest.raises(ValueError, match=r"model\.backbone: vgg11 has no setting 'width'; allo"):
+        create_detector({"backbone": {"name": "vgg11", "width": 8}}, num_classes=2)
