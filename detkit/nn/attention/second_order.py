@@ -72,8 +72,17 @@ class GlobalSecondOrderPooling(nn.Module):
         """Four numbers for each of the N vectors `[B, N, M]`, `[B, 4N, 1, 1]`."""
         centred = vectors - vectors.mean(2, keepdim=True)
         centred.mul_(vectors.shape[2] ** -0.5)  # before the product: half precision overflows
-        covariance = centred @ centred.transpose(1, 2)  # [B, N, N]
-        return self.row_conv(self.row_norm(covariance.unsqueeze(3)))
+        covariance = _saturated(centred @ centred.transpose(1, 2))  # [B, N, N]
+        normed = _saturated(self.row_norm(covariance.unsqueeze(3)))
+        return _saturated(self.row_conv(normed))
+
+
+def _saturated(x: Tensor) -> Tensor:
+    """The largest number of half precision instead of infinity, which would end as NaN."""
+    if x.dtype != torch.float16:  # no other type is too narrow for a covariance
+        return x
+    limit = torch.finfo(x.dtype).max
+    return x.clamp(-limit, limit)
 
 
 def _resize(x: Tensor, height: int, width: int) -> Tensor:
