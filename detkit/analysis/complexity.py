@@ -145,6 +145,10 @@ def _run_backbone(net: Backbone, images: Tensor, meter: _Meter) -> list[Tensor]:
     side = min(images.shape[-2:])
     if side < net.least_side:
         raise ValueError(f"{net.name} needs images of {net.least_side} pixels or more, got {side}")
+    if not all(net.stages()):  # another library's network that runs as one piece
+        with meter.part(net.name, net) as record:
+            whole: list[Tensor] = record(net(images))
+        return whole
     maps, x = [], images
     for info, stage in zip(net.stage_info(), net.stages(), strict=True):
         if info.name in net.after_stage:

@@ -47,8 +47,10 @@ def measure_receptive_fields(net: Backbone) -> list[FeatureInfo]:
 
     Raises:
         ValueError: a receptive field is larger than 8192 pixels, as with attention that the
-            network is built of.
+            network is built of; or the network runs in one piece.
     """
+    if not all(net.stages()):
+        raise ValueError(f"{net.name} runs as one piece: its stages cannot be told apart")
     names = [info.name for info in net.stage_info()]
     twin = linear_twin(net)
     width = max(_WIDTH, net.least_side)
@@ -119,7 +121,7 @@ def linear_twin(net: nn.Module) -> nn.Module:
 
 
 def _linear(module: nn.Module) -> nn.Module:
-    if isinstance(module, _NORMS + _ACTIVATIONS) or _attends(module):
+    if isinstance(module, _NORMS + _ACTIVATIONS) or attends(module):
         return nn.Identity()
     if isinstance(module, nn.Conv2d):
         return _Mean(module)
@@ -135,7 +137,7 @@ def _linear(module: nn.Module) -> nn.Module:
     return module
 
 
-def _attends(module: nn.Module) -> bool:
+def attends(module: nn.Module) -> bool:
     """Whether it is attention, put in by a setting or built in as in BoTNet."""
     return is_attention(module) or type(module) in [attentions[name] for name in attentions.names()]
 
@@ -195,12 +197,10 @@ class _LinearFunctions(TorchFunctionMode):
 def _measure(strip: Tensor, level: Tensor, name: str) -> FeatureInfo | None:
     """How the middle cells of a map see the strip; None if they see its border."""
     rows = level.shape[2]
-    # Layers may leave out some last rows, or hang over them: all in all less than the stride
-    margin = -(-strip.shape[2] // rows)
     spans: list[tuple[int, int]] = []
     for row in range(rows // 2, min(rows, rows // 2 + 2 * _LONGEST_CYCLE + 1)):
         first, last = _span(strip, level, row)
-        if first < margin or last >= strip.shape[2] - margin:
+        if first == 0 or last == strip.shape[2] - 1:
             return None
         spans.append((first, last))
         cycle = (len(spans) - 1) // 2

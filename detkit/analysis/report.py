@@ -15,7 +15,7 @@ from detkit.analysis.complexity import (
     count_network,
     proposals_of,
 )
-from detkit.analysis.receptive_field import measure_receptive_fields
+from detkit.analysis.receptive_field import attends, measure_receptive_fields
 from detkit.analysis.speed import (
     CPU_PEAK,
     CUDA_PEAK,
@@ -47,8 +47,13 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
         ValueError: it cannot be built, or does not take images of that size.
     """
     net = subject.build()
-    measured = measure_receptive_fields(backbone_of(net)) if gradient else []
     notes = [MACS_CONVENTION, MEMORY_CONVENTION, _FIELD_NOTE]
+    measured: list[FeatureInfo] = []
+    if gradient:
+        try:
+            measured = measure_receptive_fields(backbone_of(net))
+        except ValueError as reason:
+            notes.append(f"not measured by gradient: {reason}")
     if isinstance(net, RegionProposal):
         parts = count_detector(net, subject.size)
         training = proposals_of(net.train())
@@ -60,7 +65,7 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
         parts = count_network(net, subject.size)
     else:
         raise ValueError(f"parts of {type(net).__name__} are unknown; give a recipe of two stages")
-    if backbone_of(net).attention.name is not None:
+    if any(attends(module) for module in backbone_of(net).modules()):
         notes.append(_ATTENTION_NOTE)
     height, width = subject.size
     table = align(_columns(parts, measured))

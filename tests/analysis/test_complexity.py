@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.analysis import count_detector, count_network, layer_macs
-from detkit.backbones import create_backbone, create_classifier
+from detkit.backbones import Backbone, create_backbone, create_classifier
 from detkit.detectors import create_detector
 from detkit.structures import Batch
 
@@ -93,6 +93,37 @@ def test_frozen_stages_keep_nothing(meta):
     net = create_backbone("resnet18", width=8, frozen_stages=2)
     kept = [part.activation_bytes for part in count_network(net, (64, 64))]
     assert kept[:2] == [0, 0] and min(kept[2:]) > 0
+
+
+def test_a_shared_parameter_counts_once(meta):
+    net = create_classifier("resnet18", width=8)
+    net.body.layer1[0].bn1.weight = net.body.bn1.weight
+    parts = count_network(net, (64, 64), details=False)
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in net.parameters())
+
+
+class OnePiece(Backbone):
+    """A network whose stages cannot be told apart."""
+
+    stage_names = ("first", "last")
+    default_out_indices = (0, 1)
+
+    def __init__(self) -> None:
+        super().__init__("one_piece", 2, None)
+        self.net = nn.Conv2d(2, 3, 3, padding=1)
+
+    def stages(self) -> list[tuple[nn.Module, ...]]:
+        return [(), (self.net,)]
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        fine = self.net(images)
+        return [fine, fine[:, :, ::2, ::2]]
+
+
+def test_one_piece_is_counted_whole(meta):
+    (part,) = count_network(OnePiece(), (8, 8))
+    assert (part.name, part.macs, part.feature) == ("one_piece", 3 * 64 * 18, None)
+    assert part.shapes == ((3, 8, 8), (3, 4, 4))
 
 
 def test_details_can_be_left_out(meta):

@@ -182,6 +182,27 @@ def test_measured_fields_stand_beside_the_derived_ones():
     assert table["by gradient: stride"] == table["stride"]
 
 
+def test_attention_that_a_network_is_built_of_is_noted():
+    text = describe(find_subject("botnet50", ["width=16"], size=(64, 64)))
+    assert "attention is left out of the receptive fields" in text
+
+
+def test_what_cannot_be_measured_is_noted(monkeypatch):
+    monkeypatch.setattr("detkit.analysis.receptive_field._LAST_HEIGHT", 256)
+    text = describe(find_subject("resnet18", ["width=8"], size=(64, 64)), gradient=True)
+    assert "not measured by gradient: a cell of resnet18 sees more than 256 pixels" in text
+    assert "by gradient" not in text.split("\n\n")[1]
+
+
+def test_a_network_of_timm():
+    pytest.importorskip("timm")
+    table = columns(describe(find_subject("timm:resnet18", size=(64, 64))))
+    ours = columns(describe(find_subject("resnet18", size=(64, 64))))
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        assert table["MACs"][layer] == ours["MACs"][layer]
+        assert table["receptive field"][layer] == "?"
+
+
 def test_a_recipe(tiny_recipe, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(recipe_to_yaml(tiny_recipe()), encoding="utf-8")
