@@ -83,7 +83,7 @@ def _draw_cost(axes: Axes, comparison: Comparison) -> None:
             fontsize=8,
         )
     axes.set_xlabel("ms per image, batch 1" if timed else "parameters (M)")
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.1)
     axes.grid(alpha=0.3)
 
 

@@ -230,6 +230,8 @@ def test_figure_shows_every_seed() -> None:
         pytest.approx((10, 0.41)),
         pytest.approx((11, 0.46)),
     ]
+    ranges = [collection.get_segments()[0].tolist() for collection in cost.collections]
+    assert ranges == [[[10, 0.40], [10, 0.42]], [[11, 0.45], [11, 0.47]]]
     assert [text.get_text() for text in cost.texts] == ["none", "se"]
     assert "ms" in cost.get_xlabel()
     colors = [line.get_color() for line in cost.lines]
