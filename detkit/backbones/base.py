@@ -244,23 +244,6 @@ def _check_placement(net: Backbone) -> None:
         )
 
 
-class PooledLinear(nn.Module):
-    """Global average pooling, then one linear layer `fc`.
-
-    Args:
-        channels: C of the map.
-        num_classes: K.
-    """
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """From the last of the maps, `[B, C, H, W]`, to logits `[B, K]`."""
-        return self.fc(maps[-1].mean(dim=(2, 3)))
-
-
 class Classifier(nn.Module):
     """A backbone with its classification head, under the names of the published network.
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone, PooledLinear
+from detkit.backbones.base import Backbone
 from detkit.backbones.feature_info import Upsampling
 from detkit.backbones.placement import Placement, outside_attention
 from detkit.backbones.resnet import conv1x1, conv3x3, drop_path
-from detkit.nn import NormLayer, norm_layer
+from detkit.nn import LogisticHead, NormLayer, norm_layer
 from detkit.registry import backbones
 
 
@@ -175,7 +175,7 @@ class AttentionModule(nn.Module):
         return self.last((1 + gate) * self.trunk(x))
 
 
-class Head(PooledLinear):
+class Head(LogisticHead):
     """The norm and ReLU that end the last pre-activated stage, then global pooling and `fc`.
 
     Args:
@@ -188,9 +188,10 @@ class Head(PooledLinear):
         super().__init__(channels, num_classes)
         self.bn = norm(channels)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Tensor | Sequence[Tensor]) -> Tensor:
         """From the last of the maps, `[B, C, H, W]`, to logits `[B, K]`."""
-        return super().forward([F.relu(self.bn(maps[-1]))])
+        last = features if isinstance(features, Tensor) else features[-1]
+        return super().forward(F.relu(self.bn(last)))
 
 
 class ResidualAttentionNet(Backbone):

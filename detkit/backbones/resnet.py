@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from detkit.backbones.base import Backbone, PooledLinear
+from detkit.backbones.base import Backbone
 from detkit.backbones.placement import Placement, attended, outside_attention
-from detkit.nn import NormLayer, norm_layer
+from detkit.nn import LogisticHead, NormLayer, norm_layer
 from detkit.registry import backbones
 
 
@@ -445,7 +445,7 @@ class ResNet(Backbone):
 
     def head(self, num_classes: int) -> nn.Module:
         """Global average pooling and `fc`."""
-        return PooledLinear(self.channels, num_classes)
+        return LogisticHead(self.channels, num_classes)
 
     def unused_weights(self) -> tuple[str, ...]:
         """The classifier's `fc`, and the layers beyond the last out index."""
