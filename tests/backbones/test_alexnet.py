@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detkit.backbones import FeatureInfo, create_backbone, create_classifier, weights
+from detkit.backbones import FeatureInfo, alexnet, create_backbone, create_classifier, weights
 from detkit.backbones.plain import WindowHead, WindowLinear, fully_connected
 
 BOTH = ["alexnet", "alexnet_original"]
@@ -156,6 +156,18 @@ def test_starting_weights_are_the_papers():
         assert conv.weight.detach().std() == pytest.approx(0.01, rel=0.03)
 
 
+def test_starting_weights_of_the_head_are_the_papers(monkeypatch):
+    """Biases 1 in the hidden layers too; smaller ones stand in for the real ones."""
+    linear = nn.Sequential(nn.Linear(80, 70), nn.Linear(70, 60), nn.Linear(60, 50))
+    monkeypatch.setattr(alexnet, "window_head", lambda *_, **__: linear)
+    with torch.device("meta"):
+        net = create_backbone("alexnet_original")
+    head = net.head(50)
+    assert [layer.bias.unique().tolist() for layer in head] == [[1], [1], [0]]
+    for layer in head:
+        assert layer.weight.detach().std() == pytest.approx(0.01, rel=0.1)
+
+
 # --- a classifier that slides --------------------------------------------------------------
 
 
@@ -210,6 +222,8 @@ def test_dropout_stands_where_published():
         heads = [create_classifier(name).head.classifier for name in BOTH]
     kinds = ["".join(type(layer).__name__[0] for layer in head) for head in heads]
     assert kinds == ["DLRDLRL", "WRDLRDL"]
+    dropouts = [layer.p for head in heads for layer in head if isinstance(layer, nn.Dropout)]
+    assert dropouts == [0.5] * 4
 
 
 # --- what it says of its maps --------------------------------------------------------------
