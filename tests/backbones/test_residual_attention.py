@@ -231,13 +231,3 @@ def test_odd_sizes_empty_batches_and_channels_last(norm):
         net(x.contiguous(memory_format=torch.channels_last)), expected, strict=True
     ):
         torch.testing.assert_close(level, plain, rtol=1e-3, atol=1e-3)
-
-
-def test_compiles_and_exports_as_one_graph():
-    net = create_backbone("residual_attention56", width=4, out_indices=(2,)).eval()
-    x = torch.randn(1, 3, 65, 97)
-    (expected,) = net(x)
-    (compiled,) = torch.compile(net, fullgraph=True, backend="eager")(x)
-    assert torch.equal(compiled, expected)
-    (exported,) = torch.export.export(net, (x,)).module()(x)
-    torch.testing.assert_close(exported, expected)
