@@ -104,7 +104,6 @@ def box_sides(dataset: CocoDataset, resize: ResizeConfig) -> np.ndarray:
             for h, w in sizes
         ]
     )
-    ratios = (resized / sizes)[:, ::-1]  # [N, 2] across, down
-    sides = (boxes[:, 2:] - boxes[:, :2]) * ratios[truth.gt_image_index]
-    kept = ~degenerate & ~truth.gt_crowd
-    return np.sqrt(sides.prod(axis=1))[kept]
+    growth = (resized / sizes).prod(axis=1)  # [N] of an area
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * growth[truth.gt_image_index]
+    return np.sqrt(areas[~degenerate & ~truth.gt_crowd])

@@ -119,6 +119,9 @@ def test_words_do_not_meet():
             for text in (*axes.texts, axes.title, *axes.get_xticklabels())
             if text.get_text() and text.get_visible()
         ]
+        bars = [bar.get_window_extent(renderer) for bar in figure.axes[-1].patches]
+        numbers = [text.get_window_extent(renderer) for text in figure.axes[-1].texts]
+        assert not any(number.overlaps(bar) for number in numbers for bar in bars)
         for index, box in enumerate(boxes):
             assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
             assert not any(box.overlaps(other) for other in boxes[:index])
