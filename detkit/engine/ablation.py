@@ -181,7 +181,7 @@ def plan_ablation(
             settings = [*overrides, *changes, f"seed={seed}", f"name={json.dumps(name)}"]
             trials.append(Trial(load_recipe(recipe, settings), place / name))
         combinations.append(Combination(tuple(map(_as_text, values)), tuple(trials)))
-    _refuse_twins([each.trials[0].folder.name for each in combinations], "sweep: folder")
+    _refuse_twins([each.trials[0].folder.name for each in combinations], "sweep")
     return Plan(place, keys, tuple(combinations))
 
 

@@ -145,6 +145,15 @@ def test_folders_are_names_and_differ(recipe_file: Path) -> None:
     assert long.combinations[0].values == ("x/" * 200,)
 
 
+def test_two_combinations_never_share_a_folder(recipe_file: Path) -> None:
+    sweeps = [
+        Sweep("data.train.annotations", ("a_images-b", "a")),
+        Sweep("data.train.images", ("c", "b_images-c")),
+    ]
+    with pytest.raises(ConfigError, match="sweep: annotations-a_images-b_images-c_seed-0 is"):
+        plan_ablation(recipe_file, sweeps, [0])
+
+
 @pytest.mark.parametrize(
     ("sweeps", "message"),
     [
@@ -364,20 +373,25 @@ def test_diverged_run_does_not_stop_the_others(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
+    """In the second epoch: there is a best.pt of the first, but no result."""
     finite = training._finite
 
     def diverging(*args: Any) -> Any:
-        if trained[-1] == "width-4_seed-0":
+        if trained[-1].startswith("width-4") and args[2].epoch == 1:
             raise FloatingPointError("loss is NaN")
         return finite(*args)
 
     monkeypatch.setattr(training, "_finite", diverging)
-    comparison = run_ablation(make_plan(recipe_file, tmp_path), device=CPU)
+    plan = make_plan(recipe_file, tmp_path, "train.epochs=2")
+    comparison = run_ablation(plan, device=CPU)
     assert len(trained) == 4
-    assert [len(variant.scores) for variant in comparison.variants] == [2, 1]
+    assert [len(variant.scores) for variant in comparison.variants] == [2, 0]
+    assert (plan.trials[1].folder / "best.pt").exists()
+    assert comparison.variants[0].latency is not None
+    assert comparison.variants[1].latency is None
     assert "run 2 of 4: width-4_seed-0 failed: loss is NaN" in caplog.text
-    assert "Left out because they failed: 1 of the runs." in comparison.notes
-    assert "| 1 of 2 |" in comparison.table()
+    assert "Left out because they failed: 2 of the runs." in comparison.notes
+    assert "| 0 of 2 |" in comparison.table()
 
 
 @pytest.mark.parametrize(
@@ -400,6 +414,11 @@ def test_diverged_run_does_not_stop_the_others(
         ),
         (
             Sweep("test.amp", ("off", "fp16")),
+            (),
+            "amp=fp16: amp 'fp16' needs a GPU",
+        ),
+        (
+            Sweep("train.amp", ("fp16",)),
             (),
             "amp=fp16: amp 'fp16' needs a GPU",
         ),
