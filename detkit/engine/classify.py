@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from detkit.backbones import create_backbone, create_classifier, list_backbones
+from detkit.backbones.base import published_settings
 from detkit.backbones.weights import load_into
 from detkit.config import (
     ClassifierConfig,
@@ -37,7 +38,7 @@ from detkit.engine.optim import build_optimizer, build_schedule
 from detkit.files import open_atomically, remove_leftovers, write_atomically
 from detkit.nn.attention.recurrent import RecurrentAttention, reinforce_loss
 from detkit.nn.heads import classifier_head
-from detkit.registry import suggest
+from detkit.registry import backbones, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def build_classifier(recipe: ClassifierRecipe, *, num_classes: int) -> nn.Module
     if config.name == "ram":
         settings = config.ram.model_dump()
         return RecurrentAttention(num_classes, in_channels=channels, **settings)
-    if config.name not in list_backbones():
+    if config.name not in backbones:
         choices = suggest(config.name, ["ram", *list_backbones()])
         raise ValueError(f"unknown classifier {config.name!r}; {choices}")
     settings = {"in_channels": channels, "weights": config.weights, **config.settings}
@@ -175,7 +176,10 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, ClassifierRecipe, tupl
 
 def _without_weights(recipe: ClassifierRecipe) -> ClassifierRecipe:
     """Its own weights follow; those that it once started from may be gone."""
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+    model = recipe.model
+    settings = published_settings(model.name, model.weights) | model.settings
+    model = model.model_copy(update={"weights": None, "settings": settings})
+    return recipe.model_copy(update={"model": model})
 
 
 def _read(recipe: ClassifierRecipe, folder: Path, device: torch.device) -> ClassifierRun:

@@ -15,6 +15,7 @@ import torch
 
 from detkit.config import ClassifierRecipe, ConfigError, build_recipe_as, load_recipe_as
 from detkit.data.crops import Crops
+from detkit.engine import classify
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.classify import (
     ClassifierRun,
@@ -261,3 +262,21 @@ def test_checkpoints_of_detectors_and_classifiers_are_told_apart(
     train_classifier(make("train.epochs=1"), folder=tmp_path, device=CPU)
     with pytest.raises(ValueError, match=r"is of a classifier; give one that tools/train\.py wro"):
         load_checkpoint(tmp_path / "best.pt")
+
+
+def test_checkpoint_keeps_what_published_weights_were_learnt_with():
+    """Its own weights are children of theirs: GoogLeNet's want images normalised otherwise."""
+    model = {"name": "googlenet", "weights": "imagenet", "settings": {"norm": "batch"}}
+    recipe = build_recipe_as(ClassifierRecipe, {"name": "a", "model": model})
+    again = classify._without_weights(recipe).model
+    assert again.weights is None
+    assert again.settings == {"norm": "batch", "transform_input": True}
+
+
+def test_networks_of_timm_are_classifiers_too():
+    pytest.importorskip("timm")
+    recipe = build_recipe_as(ClassifierRecipe, {"name": "a", "model": {"name": "timm:resnet10t"}})
+    with torch.device("meta"):
+        net = build_classifier(recipe, num_classes=3)
+    channels = 1 if recipe.data.crop.grey else 3
+    assert net(torch.empty(2, channels, 64, 64, device="meta")).shape == (2, 3)
