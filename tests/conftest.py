@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+# Before torch is there, and for the commands that tests start: what they compute is too small to
+# share among threads, and workers side by side would wait for each other's
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import cv2
 import numpy as np
 import pytest
