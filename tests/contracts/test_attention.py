@@ -139,11 +139,14 @@ class Together(nn.ModuleList):
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[torch.export.ExportedProgram, Tensor, dict[str, Tensor]]:
-    """All modules as one program, its input, and what each computes."""
+    """All modules as one program for maps of any size, a map, and what each computes of it."""
     modules = Together(build(name, batch=2) for name in list_attentions()).eval()
-    x = noise(2, CHANNELS, 5, 6)
+    any_side = torch.export.Dim.DYNAMIC
+    example, x = noise(2, CHANNELS, 12, 10), noise(2, CHANNELS, 5, 6)
     with torch.no_grad():
-        program = torch.export.export(modules, (x,))
+        program = torch.export.export(
+            modules, (example,), dynamic_shapes=({2: any_side, 3: any_side},)
+        )
         return program, x, dict(zip(list_attentions(), modules(x), strict=True))
 
 

@@ -141,6 +141,16 @@ def pooling_matrix(size: int, pooled: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (end - start)
 
 
+def adaptive_mean(x: Tensor, height: int, width: int) -> Tensor:
+    """Adaptive average pooling of `[B, C, H, W]` to `[B, C, height, width]`, also to a larger map.
+
+    By `pooling_matrix`, so that it also holds for other sizes than that of an export's example.
+    """
+    rows = pooling_matrix(x.shape[2], height, like=x)
+    columns = pooling_matrix(x.shape[3], width, like=x)
+    return rows @ (x @ columns.T)
+
+
 def initialise_convolutions(module: nn.Module) -> None:
     """He initialisation by fan out and no bias, as the residual networks around attention have."""
     for each in module.modules():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.nn.attention.gates import adaptive_mean
 from detkit.nn.attention.pairwise import map_size
 from detkit.registry import attentions, suggest
 
@@ -84,7 +85,7 @@ class RelationAwareAttention(nn.Module):
     def _pooled(self, x: Tensor) -> Tensor:
         """The map at the size that the weights are for: `[B, C, N]`."""
         if tuple(x.shape[-2:]) != self.size:
-            x = F.adaptive_avg_pool2d(x, self.size)
+            x = adaptive_mean(x, *self.size)
         return x.flatten(2)
 
     def _gate(self, part: str, x: Tensor) -> Tensor:

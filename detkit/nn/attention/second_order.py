@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.nn.attention.gates import check_positive, initialise_convolutions, pooling_matrix
+from detkit.nn.attention.gates import adaptive_mean, check_positive, initialise_convolutions
 from detkit.registry import attentions, suggest
 
 _MODES = ("channel", "position")
@@ -63,10 +63,10 @@ class GlobalSecondOrderPooling(nn.Module):
         if self.mode == "channel":
             rows = self._rows(torch.relu_(reduced).flatten(2))  # [B, 4D, 1, 1]
             return x * self.expand(rows).sigmoid().to(x.dtype)
-        grid = _resize(reduced, _SIDE, _SIDE)
+        grid = adaptive_mean(reduced, _SIDE, _SIDE)
         rows = self._rows(grid.flatten(2).transpose(1, 2))  # [B, 4*64, 1, 1]
         gate = self.expand(torch.relu_(rows)).sigmoid().view(-1, 1, _SIDE, _SIDE)
-        return torch.relu_(x * _resize(gate, *x.shape[-2:]).to(x.dtype))
+        return torch.relu_(x * adaptive_mean(gate, *x.shape[-2:]).to(x.dtype))
 
     def _rows(self, vectors: Tensor) -> Tensor:
         """Four numbers for each of the N vectors `[B, N, M]`, `[B, 4N, 1, 1]`."""
@@ -83,10 +83,3 @@ def _saturated(x: Tensor) -> Tensor:
         return x
     limit = torch.finfo(x.dtype).max
     return x.clamp(-limit, limit)
-
-
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Adaptive average pooling, also to a larger map."""
-    rows = pooling_matrix(x.shape[2], height, like=x)
-    columns = pooling_matrix(x.shape[3], width, like=x)
-    return rows @ (x @ columns.T)

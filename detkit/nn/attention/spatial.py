@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.nn.attention.gates import adaptive_mean
 from detkit.registry import attentions, suggest
 
 _PADDINGS = ("zeros", "border", "reflection")
@@ -91,7 +92,7 @@ class MixedPooling(nn.Module):
         x = F.relu(self.short_in(x))
         total = self.near(x)
         for side, conv in zip(self.pools, self.grids, strict=True):
-            grid = conv(F.adaptive_avg_pool2d(x, side))
+            grid = conv(adaptive_mean(x, side, side))
             total = total + F.interpolate(
                 grid, size=x.shape[-2:], mode="bilinear", align_corners=True
             )
@@ -150,7 +151,7 @@ class SpatialTransformer(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(4),  # not 1: theta depends on where things are
+            _AdaptiveMean(4),  # not 1: theta depends on where things are
             nn.Flatten(),
             nn.Linear(16 * hidden, hidden),
             nn.ReLU(inplace=True),
@@ -164,6 +165,15 @@ class SpatialTransformer(nn.Module):
         """Transform `[B, C, H, W]` by what the localisation network sees in it."""
         theta = self.theta(self.locate(x)).unflatten(1, (2, 3))
         return transform(x, theta, align_corners=self.align_corners, padding=self.padding)
+
+
+class _AdaptiveMean(nn.Module):
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_mean(x, self.side, self.side)
 
 
 def transform(
