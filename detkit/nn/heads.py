@@ -79,7 +79,8 @@ class MLPHead(nn.Module):
             ValueError: a single sample while training, which has no variance to normalise by.
         """
         x = pooled(features)
-        if self.training and self.batch_norm and x.shape[0] == 1:
+        # layer by layer: frozen ones (in evaluation) and no layers at all need no batch
+        if self.batch_norm and x.shape[0] == 1 and any(layer.training for layer in self.hidden):
             raise ValueError(
                 "batch norm cannot train on 1 sample: use larger batches (drop the last one), "
                 "batch_norm=False, or eval() to predict"

@@ -79,6 +79,9 @@ def test_one_sample():
     assert (head.hidden[0][1].running_mean == 0).all()  # nothing learnt from it
     assert head.eval()(x).shape == (1, 4)
     assert MLPHead(6, 4, batch_norm=False)(x).shape == (1, 4)
+    assert MLPHead(6, 4, hidden=[])(x).shape == (1, 4)
+    head.train().hidden.eval()  # frozen
+    assert head(x).shape == (1, 4)
 
 
 def test_no_sample_while_training():
