@@ -59,7 +59,7 @@ class DropConnectLinear(nn.Linear):
             return F.linear(x, self._drop(weight), None if bias is None else self._drop(bias))
         weight = self._drop(weight.expand(*x.shape[:-1], -1, -1))  # [..., O, I]
         out = (weight @ x.unsqueeze(-1)).squeeze(-1)  # [..., O]
-        return out if bias is None else out + self._drop(bias.expand_as(out))
+        return out if bias is None else out + self._drop(bias.to(out.dtype).expand_as(out))
 
     def _drop(self, parameter: Tensor) -> Tensor:
         return F.dropout(parameter, self.p, training=True)

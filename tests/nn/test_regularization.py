@@ -86,6 +86,14 @@ def test_drop_connect_shapes_and_gradient(per_example):
     assert (layer.weight.grad != 0).any()
 
 
+@pytest.mark.parametrize("per_example", [True, False])
+def test_drop_connect_has_the_dtype_of_a_linear_layer_under_autocast(per_example):
+    layer = DropConnectLinear(4, 3, per_example=per_example)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained, evaluated = layer(torch.rand(2, 4)), layer.eval()(torch.rand(2, 4))
+    assert trained.dtype == evaluated.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("p", [-0.1, 1, 1.5, float("nan")])
 def test_a_probability_that_is_none(p):
     with pytest.raises(ValueError, match=r"at least 0 and below 1, got "):
