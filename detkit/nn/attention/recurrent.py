@@ -109,7 +109,8 @@ class RecurrentAttention(nn.Module):
             policy is worth.
 
     Raises:
-        ValueError: no glimpse, or sides that are not multiples of the first.
+        ValueError: no glimpse, sides that are not multiples of the first, an odd `hidden`, or a
+            `std` that is not above 0.
     """
 
     def __init__(
