@@ -94,7 +94,8 @@ class RecurrentAttention(nn.Module):
       linear); drawn locations may fall outside, where a glimpse sees zeros;
     - the first location comes from the policy as well: from a state of zeros, that is its bias;
     - REINFORCE trains the location network alone, cross entropy all that leads to the answer:
-      neither the policy nor the baseline moves the recurrent state.
+      neither the policy nor the baseline moves the recurrent state;
+    - the defaults of `glimpses` and `std` are those of a common port.
 
     Trained by `reinforce_loss(model.look(images, sample=True), labels)`.
 

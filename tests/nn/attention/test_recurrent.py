@@ -105,7 +105,7 @@ def test_shapes_and_count() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-def test_paper_sizes_are_the_defaults() -> None:
+def test_defaults() -> None:
     model = RecurrentAttention(10)
     assert (model.glimpses, model.patches, model.hidden, model.std) == (6, (8,), 256, 0.17)
     assert (model.glimpse.what.in_features, model.glimpse.what.out_features) == (64, 128)
