@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.nn.attention.gates import hidden_channels
 from detkit.registry import attentions, suggest
 
 _POOLS = ("before", "after", "none")
@@ -190,9 +191,7 @@ class PositionAttention(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 8) -> None:
         super().__init__()
-        if reduction < 1:
-            raise ValueError(f"reduction must be at least 1, got {reduction}; 8 is the paper's")
-        inner = max(channels // reduction, 1)
+        inner = hidden_channels(channels, reduction)
         self.gamma = nn.Parameter(torch.zeros(1))
         self.query = nn.Conv2d(channels, inner, kernel_size=1)
         self.key = nn.Conv2d(channels, inner, kernel_size=1)

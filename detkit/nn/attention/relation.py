@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.nn.attention.gates import adaptive_mean
+from detkit.nn.attention.gates import adaptive_mean, hidden_channels
 from detkit.nn.attention.pairwise import map_size
 from detkit.registry import attentions, suggest
 
@@ -56,8 +56,6 @@ class RelationAwareAttention(nn.Module):
         super().__init__()
         if parts not in _PARTS:
             raise ValueError(f"unknown parts {parts!r} of rga; {suggest(parts, _PARTS)}")
-        if reduction < 1:
-            raise ValueError(f"reduction must be at least 1, got {reduction}; 8 is the paper's")
         self.size = map_size(size)
         self.parts = _PARTS[parts]
         places = self.size[0] * self.size[1]
@@ -65,8 +63,8 @@ class RelationAwareAttention(nn.Module):
         nodes = {"spatial": places, "channel": channels}
         self.g, self.joint, self.weigh, self.relate = (nn.ModuleDict() for _ in range(4))
         for part in self.parts:
-            inner, wide = (max(n // reduction, 1) for n in (features[part], nodes[part]))
-            narrow = max((1 + wide) // reduction, 1)
+            inner, wide = (hidden_channels(n, reduction) for n in (features[part], nodes[part]))
+            narrow = hidden_channels(1 + wide, reduction)
             self.g[part] = _layer(features[part], inner)
             self.joint[part] = _layer(2 * nodes[part], wide)
             self.weigh[part] = nn.ModuleList([_layer(1 + wide, narrow), _layer(narrow, 1)])

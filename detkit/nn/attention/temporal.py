@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.nn.attention.gates import check_positive, hidden_channels
 from detkit.registry import attentions
 
 
@@ -45,17 +46,13 @@ class TemporalAdaptive(nn.Module):
         expansion: int = 2,
     ) -> None:
         super().__init__()
-        if min(frames, reduction, expansion) < 1:
-            raise ValueError(
-                f"frames, reduction and expansion must be at least 1, "
-                f"got {frames}, {reduction}, {expansion}"
-            )
+        check_positive(frames=frames, expansion=expansion)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to centre on a frame, got {kernel_size}")
         self.frames = frames
         self.kernel_size = kernel_size
         hidden = expansion * frames
-        inner = max(channels // reduction, 1)
+        inner = hidden_channels(channels, reduction)
         self.kernel = nn.Sequential(
             nn.Linear(frames, hidden, bias=False),
             nn.BatchNorm1d(hidden),

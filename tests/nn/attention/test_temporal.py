@@ -99,10 +99,11 @@ def test_a_batch_that_is_no_whole_number_of_clips():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frames": 0}, "must be at least 1, got 0, 4, 2"),
+        ({"frames": 0}, "frames must be above 0, got 0"),
         ({"kernel_size": 4}, "kernel_size must be odd to centre on a frame, got 4"),
         ({"kernel_size": -1}, "kernel_size must be odd"),
-        ({"reduction": 0}, "must be at least 1, got 8, 0, 2"),
+        ({"reduction": 0}, "reduction must be at least 1, got 0"),
+        ({"expansion": 0}, "expansion must be above 0, got 0"),
     ],
 )
 def test_mistakes_are_named(settings, message):
