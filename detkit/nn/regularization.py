@@ -83,7 +83,7 @@ class DropBlock2d(torchvision.ops.DropBlock2d):
         side = min(self.block_size, *x.shape[-2:])
         side -= 1 - side % 2  # torchvision wants it odd
         ones = torch.ones_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        return x * torchvision.ops.drop_block2d(ones, self.p, side).to(x.dtype)
+        return x * torchvision.ops.drop_block2d(ones, self.p, side, eps=self.eps).to(x.dtype)
 
 
 _REGULARIZERS: dict[str, Callable[..., nn.Module]] = {

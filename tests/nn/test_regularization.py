@@ -150,12 +150,13 @@ def test_drop_block_drops_squares():
     assert not torch.equal(dropped[:, 0], dropped[:, 1])
 
 
-def test_drop_block_equals_torchvisions():
+@pytest.mark.parametrize("settings", [{}, {"eps": 100.0}])
+def test_drop_block_equals_torchvisions(settings):
     x = torch.randn(2, 3, 11, 14, dtype=torch.float64)
     torch.manual_seed(1)
-    ours = DropBlock2d(0.2, 5)(x)
+    ours = DropBlock2d(0.2, 5, **settings)(x)
     torch.manual_seed(1)
-    theirs = torchvision.ops.DropBlock2d(0.2, 5)(x)
+    theirs = torchvision.ops.DropBlock2d(0.2, 5, **settings)(x)
     assert torch.equal(ours == 0, theirs == 0)
     torch.testing.assert_close(ours, theirs)
 
