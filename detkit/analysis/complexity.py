@@ -200,33 +200,35 @@ class _Meter:
     parts: list[PartCost] = field(default_factory=list)
 
     def __enter__(self) -> _Meter:
-        self._macs = self._linear_macs = 0
+        self._macs = self._layer_products = 0
+        self._flops: FlopCounterMode | None = None  # of the part that runs
         self._counted: set[int] = set()  # parameters, by identity
         # Storages are kept, so that none is freed and another takes its place
         values = [*self.net.parameters(), *self.net.buffers()]
         self._known = {each.untyped_storage()._cdata: each.untyped_storage() for each in values}
-        self._hooks = [
-            module.register_forward_hook(self._watch)
-            for module in self.net.modules()
-            if isinstance(module, nn.Linear | _ConvNd)
-        ]
+        layers = [each for each in self.net.modules() if isinstance(each, nn.Linear | _ConvNd)]
+        self._hooks = [layer.register_forward_pre_hook(self._begin) for layer in layers]
+        self._hooks += [layer.register_forward_hook(self._watch) for layer in layers]
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
+    def _begin(self, layer: nn.Module, given: Sequence[Tensor]) -> None:
+        self._products_before = _products(self._flops)
+
     def _watch(self, layer: nn.Module, given: Sequence[Tensor], made: Tensor) -> None:
-        macs = layer_macs(layer, given[0], made)
-        self._macs += macs
-        self._linear_macs += macs if isinstance(layer, nn.Linear) else 0
+        self._macs += layer_macs(layer, given[0], made)
+        # a linear layer may run as a product of matrices or, over windows, as a convolution
+        self._layer_products += _products(self._flops) - self._products_before
 
     @contextmanager
     def part(
         self, name: str, *modules: nn.Module, feature: FeatureInfo | None = None
     ) -> Iterator[Callable[[Any], Any]]:
         """Count what runs inside; the function it yields notes the shapes of what came out."""
-        self._macs = self._linear_macs = 0
+        self._macs = self._layer_products = 0
         shapes: list[tuple[int, ...]] = []
         kept = 0
 
@@ -242,8 +244,8 @@ class _Meter:
                 kept += storage.nbytes()
 
         saved = torch.autograd.graph.saved_tensors_hooks(keep, _never)
-        flops = FlopCounterMode(display=False) if self.products else None
-        with saved, flops or nullcontext():
+        self._flops = FlopCounterMode(display=False) if self.products else None
+        with saved, self._flops or nullcontext():
             yield record
         mine = [each for module in modules for each in module.parameters()]
         mine = [each for each in dict.fromkeys(mine) if id(each) not in self._counted]
@@ -254,7 +256,7 @@ class _Meter:
                 tuple(shapes),
                 parameters=sum(each.numel() for each in mine),
                 macs=self._macs,
-                matmul_macs=_products(flops) - self._linear_macs if flops else 0,
+                matmul_macs=_products(self._flops) - self._layer_products,
                 parameter_bytes=sum(each.numel() * each.element_size() for each in mine),
                 activation_bytes=kept,
                 feature=feature,
@@ -266,8 +268,10 @@ def _never(_: None) -> Tensor:
     raise AssertionError("nothing was kept: there is no backward pass")
 
 
-def _products(flops: FlopCounterMode) -> int:
-    """Multiply-adds of all that is no convolution: linear layers and products of two maps."""
+def _products(flops: FlopCounterMode | None) -> int:
+    """Multiply-adds so far of all that is no convolution: linear layers and products of maps."""
+    if flops is None:
+        return 0
     counts = flops.get_flop_counts().get("Global", {})
     return sum(count for op, count in counts.items() if "convolution" not in str(op)) // 2
 

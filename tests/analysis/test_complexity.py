@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detkit.analysis import count_detector, count_network, layer_macs
+from detkit.analysis import count_detector, count_network, layer_macs, published_size
 from detkit.backbones import Backbone, create_backbone, create_classifier
 from detkit.detectors import create_detector
 from detkit.structures import Batch
@@ -67,6 +67,16 @@ def test_a_network_without_attention_counts_as_torch_does(meta, name, size):
     assert sum(part.macs for part in parts) == macs_by_torch(lambda: net(images))
     assert sum(part.matmul_macs for part in parts) == 0
     assert sum(part.parameters for part in parts) == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "alexnet_original", "overfeat_fast"])
+def test_linear_layers_that_slide_count_once(meta, name):
+    """They run as convolutions over windows, the layers behind them as products of matrices."""
+    net, size = create_classifier(name).eval(), published_size(name)
+    parts = count_network(net, size)
+    images = torch.empty(1, net.body.in_channels, *size)
+    assert sum(part.macs for part in parts) == macs_by_torch(lambda: net(images))
+    assert [part.matmul_macs for part in parts] == [0] * len(parts)
 
 
 def test_stages_by_hand(meta):
