@@ -114,7 +114,7 @@ def find_subject(
         raise ValueError(f"size must be at least 1 pixel, got {size[0]}x{size[1]}")
     if target.endswith((".yaml", ".yml")):
         recipe = load_recipe(target, overrides)
-        classes = num_classes or _classes_of(recipe)
+        classes = _classes_of(recipe) if num_classes is None else num_classes
         return Subject(recipe.name, size or _size_of(recipe), recipe, num_classes=classes)
     if target not in backbones:
         recipes = sorted(str(path) for path in Path("configs").glob("*.yaml"))

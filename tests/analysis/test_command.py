@@ -100,6 +100,7 @@ def test_the_page(analyze, monkeypatch, tmp_path):
         (["resnet18", "--size", "0"], "size must be at least 1 pixel, got 0x0"),
         (["resnet18", "--measure", "--batch", "0"], "batch must be at least 1 image, got 0"),
         (["resnet18", "--plot", "a.pgn"], "a.pgn: unknown kind of picture; did you mean 'png'"),
+        (["RECIPE", "--classes", "0"], "num_classes must be at least 1"),
         (["RECIPE", "model.roi.hiden=3"], "model.roi.hiden: unknown key; did you mean 'hidden'?"),
         (["RECIPE", "data.train.annotations=no.json", "--plot", "a.png"], "no.json"),
     ],
