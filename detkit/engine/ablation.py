@@ -256,6 +256,8 @@ def check_plan(plan: Plan, device: torch.device, datasets: Datasets) -> list[int
     Raises:
         ValueError: something that would stop a trial, or an earlier trial with other settings.
     """
+    if plan.folder.exists() and not plan.folder.is_dir():
+        raise ConfigError(f"{plan.folder} is a file; give another --out, a folder")
     for trial in plan.trials:
         _check_earlier(trial)
     counts = []

@@ -105,7 +105,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        folder = path if path.is_dir() else path.parent
+        near = sorted(str(p) for p in folder.glob("*.pt")) if folder.is_dir() else []
         hint = f"; there is {', '.join(near)}" if near else ""
         raise ValueError(f"no checkpoint at {path}{hint}")
     try:

@@ -447,6 +447,16 @@ def test_mistake_before_any_training(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_folder_for_runs(
+    recipe_file: Path, trained: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    path.touch()
+    with pytest.raises(ConfigError, match="out is a file; give another --out, a folder"):
+        run_ablation(make_plan(recipe_file, path), device=CPU)
+    assert trained == []
+
+
 def test_runs_of_other_settings_are_not_mixed(
     finished: tuple[Plan, Comparison], recipe_file: Path, trained: list[str]
 ) -> None:

@@ -114,7 +114,7 @@ def test_failure_while_writing_leaves_the_old_file(
 def test_no_such_file_names_its_neighbours(path: Path) -> None:
     assert refused(path.parent / "best.pt") == f"no checkpoint at FILE; there is {path}"
     assert refused(path.parent / "no" / "best.pt") == "no checkpoint at FILE"
-    assert refused(path.parent) == "no checkpoint at FILE"  # a folder
+    assert refused(path.parent) == "no checkpoint at FILE; there is FILE/last.pt"  # a folder
 
 
 def test_file_cut_anywhere_is_not_readable(path: Path) -> None:
