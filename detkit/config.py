@@ -115,6 +115,15 @@ class BackboneConfig(Section):
     output_stride: PositiveInt | None = None
     settings: dict[str, Any] | None = None  # what only this network takes: {last_pool: false}
 
+    @model_validator(mode="after")
+    def _settings_have_no_key_of_their_own(self) -> BackboneConfig:
+        for key in self.settings or ():
+            if key in type(self).model_fields:
+                raise ValueError(f"settings has {key!r}, a key of its own: set backbone.{key}")
+            if key == "in_channels":
+                raise ValueError("settings has 'in_channels', which of a detector are always 3")
+        return self
+
 
 class FPNConfig(Section):
     """Feature pyramid on top of the backbone."""
@@ -506,6 +515,8 @@ def _locate(
         if len(sections) > 1 and any(s.model_fields["format"].default == part for s in tagged):
             sections = [s for s in tagged if s.model_fields["format"].default == part]
             continue  # the tag of a union, not a key
+        if "[" in str(part):
+            continue  # one of the types that a value may have, as in 'tuple[int, ...]'
         keys.append(str(part))
         parent = sections[0] if sections else parent
         field = sections[0].model_fields.get(str(part)) if sections else None

@@ -88,6 +88,14 @@ def refused(path: Path, *overrides: str) -> str:
             "model: {backbone: {out_indices: 2}}",
             "model.backbone.out_indices: got 2; should be a va",
         ),
+        (
+            "model: {backbone: {settings: {width: 8}}}",
+            "model.backbone: got {'settings': {'width': 8}}; settings has 'width', a key of",
+        ),
+        (
+            "model: {backbone: {settings: {in_channels: 1}}}",
+            "model.backbone: got {'settings': {'in_channels': 1}}; settings has 'in_channels', wh",
+        ),
         ("model: {rpn: {anchor_sizes: [[8], 16]}}", "model.rpn.anchor_sizes.1: got 16; should be"),
         ("name: 5", "name: got 5; should be a valid string"),
         # wrong values
@@ -151,6 +159,15 @@ def test_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     got = refused(written(tmp_path, text))
     assert got.startswith(f"FILE: {message}"), got
     assert "\n" not in got
+
+
+def test_a_value_of_neither_type_is_one_line_for_each(tmp_path: Path) -> None:
+    key = "model.backbone.attention_stages"
+    got = refused(written(tmp_path, "model: {backbone: {attention_stages: 3}}"))
+    assert got.split("\n") == [
+        f"FILE: {key}: got 3; should be a valid array",
+        f"FILE: {key}: got 3; should be an object",
+    ]
 
 
 def test_two_mistakes_are_two_lines(tmp_path: Path) -> None:
