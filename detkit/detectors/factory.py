@@ -109,6 +109,12 @@ def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConf
 def _region_proposal(config: ModelConfig, num_classes: int) -> RegionProposal:
     backbone = _backbone(config)
     maps = [MapGeometry(info.stride, info.center) for info in backbone.feature_info]
+    strides = [each.stride for each in maps]
+    if strides != sorted(strides):
+        raise ValueError(
+            f"model.backbone.out_indices {backbone.out_indices} give maps of strides {strides}; "
+            "name the finest first"
+        )
     channels = [info.channels for info in backbone.feature_info]
     neck, levels = _fpn(config.fpn, channels, maps)
     width = config.fpn.channels if config.fpn else channels[-1]

@@ -181,3 +181,10 @@ def test_settings_of_one_network_alone_reach_it():
     assert [info.stride for info in detector.backbone.feature_info] == [4, 8, 16]
     with pytest.raises(ValueError, match=r"model\.backbone: vgg11 has no setting 'width'; allo"):
         create_detector({"backbone": {"name": "vgg11", "width": 8}}, num_classes=2)
+
+
+@pytest.mark.parametrize("fpn", [None, {"channels": 8}])
+def test_maps_come_finest_first(fpn):
+    backbone = {"name": "resnet18", "width": 8, "out_indices": (2, 1)}
+    with pytest.raises(ValueError, match=r"out_indices \(2, 1\) give maps of strides"):
+        create_detector({"backbone": backbone, "fpn": fpn}, num_classes=2)
