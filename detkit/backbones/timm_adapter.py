@@ -103,9 +103,7 @@ class TimmBackbone(Backbone):
             raise ValueError(f"unknown norm {self.norm!r}; {suggest(self.norm, NORMS)}")
         arguments |= {"in_chans": self.in_channels, **self.settings}
         if self.norm == "group":
-            make = norm_layer("group")
-            # timm passes more than the channels, such as a device
-            arguments["norm_layer"] = lambda channels, **_: make(channels)
+            arguments["norm_layer"] = _group_norm
         net = _create(self.model, **arguments)
         net = _with_norm(net, self.norm, name=self.name)
         if self.norm_eps is not None:
@@ -204,6 +202,11 @@ class TimmBackbone(Backbone):
             return adapt_stem(state, stem, self.in_channels) if stem else state
         own = {_comparable(key): f"net.{key}" for key in self.net.state_dict()}
         return {own.get(_comparable(key), key): value for key, value in state.items()}
+
+
+def _group_norm(channels: int, **_: Any) -> nn.Module:
+    """With no more than the channels of what timm passes, such as a device."""
+    return norm_layer("group")(channels)
 
 
 def _comparable(name: str) -> str:

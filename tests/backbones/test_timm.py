@@ -182,13 +182,14 @@ def test_weights_that_do_not_fit_are_explained(timm, tmp_path):
         ("frozen_batch", nn.Module),
     ],
 )
-def test_norms(norm, kind):
+def test_norms(norm, kind, tmp_path):
     net = create_backbone(NAME, norm=norm, norm_eps=0.25)
     found = [each for each in net.modules() if hasattr(each, "eps")]
     assert len(found) >= 10 and all(isinstance(each, kind) for each in found)
     assert {each.eps for each in found} == {0.25}
     learnt = {name for name, _ in net.named_parameters() if "bn" in name}
     assert bool(learnt) == (norm != "frozen_batch")
+    torch.save(net, tmp_path / "net.pt")  # whole, with the classes it is made of
 
 
 @pytest.mark.parametrize(("frozen_stages", "changing"), [(0, 5), (2, 3), (5, 0)])
