@@ -333,6 +333,7 @@ class ResNet(Backbone):
 
     stage_names = ("stem", "layer1", "layer2", "layer3", "layer4")
     default_out_indices = (1, 2, 3, 4)
+    least_width = 1
     attention_positions: tuple[str, ...] = (
         "after_bn3",
         "after_bn2",
@@ -358,7 +359,9 @@ class ResNet(Backbone):
         output_stride: int = 32,
     ) -> None:
         super().__init__(architecture.name, in_channels, out_indices, attention)
-        least = 64 // min(64, architecture.group_width)  # a group keeps a channel
+        # a group keeps a channel, and so does a half
+        halves = 2 if architecture.deep_stem else 1
+        least = max(self.least_width, halves, 64 // min(64, architecture.group_width))
         if width < least:
             raise ValueError(
                 f"width must be at least {least}, got {width}; 64 is the published one"

@@ -159,6 +159,7 @@ class SCNet(ResNet):
     """A ResNet of `SCBottleneck`s, which have no single second convolution to attend to."""
 
     attention_positions = ("after_bn3", "after_bn2", "after_block", "after_stage")
+    least_width = 2  # for a channel in each half
 
 
 _SC = (SCBottleneck, SCBottleneck, SCBottleneck, SCBottleneck)

@@ -203,5 +203,9 @@ def test_groups_keep_a_channel():
         3,
         3,
     )
+    for name in ("resnet18d", "scnet50"):  # which halve it
+        with pytest.raises(ValueError, match="width must be at least 2, got 1; 64 is the publis"):
+            create_backbone(name, width=1)
+        create_backbone(name, width=2, out_indices=(1,))
     with pytest.raises(ValueError, match="width must be at least 16, got 15; 64 is the published"):
         create_backbone("resnext50_32x4d", width=15)
