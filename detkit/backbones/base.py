@@ -40,7 +40,8 @@ class Backbone(nn.Module):
         out_indices: the stages whose maps `forward` returns, in this order; negative ones count
             from the last; None for those of `default_out_indices`.
         attention: where attention stands; None for nowhere. A subclass asks it for the module of
-            each of its positions.
+            each of its positions. A position is checked even where it names no module, so that a
+            sweep from no attention on finds a wrong one at once.
 
     Raises:
         ValueError: an index is out of range or given twice, there are no channels, or attention
@@ -86,7 +87,8 @@ class Backbone(nn.Module):
         self.frozen_stages = 0
         self.attention = attention or Placement()
         self.after_stage = nn.ModuleDict()
-        _check_placement(self)
+        if attention is not None:
+            _check_placement(self)
 
     def stages(self) -> list[tuple[nn.Module, ...]]:
         """The stages that were built, each as the modules that run one after the other."""
@@ -170,7 +172,11 @@ class Backbone(nn.Module):
         self.attend_after_stages()
 
     def attend_after_stages(self) -> None:
-        """Put attention behind the stages, if that is where it stands."""
+        """Put attention behind the stages, if that is where it stands.
+
+        Raises:
+            ValueError: a stage that was to have attention, there or elsewhere, has none.
+        """
         for index, info in enumerate(self.stage_info()):
             if self.attention.stages is None and info.name in self.stages_without_blocks:
                 continue
@@ -179,6 +185,23 @@ class Backbone(nn.Module):
             )
             if module is not None:
                 self.after_stage[info.name] = module
+        self._check_stages_have_attention()
+
+    def _check_stages_have_attention(self) -> None:
+        if self.attention.name is None:
+            return
+        found = [
+            index
+            for index, stage in enumerate(self._attended_stages())
+            if any(is_attention(each) for part in stage for each in part.modules())
+        ]
+        bare = [index for index in self.attention.stages or () if index not in found]
+        if bare:
+            raise ValueError(
+                f"attention_stages {bare} of {self.name} have no place {self.attention.at!r}, or "
+                f"come after the last of out_indices {self.out_indices}; leave them out, or give "
+                "another attention_at"
+            )
 
     def attention_names(self) -> tuple[str, ...]:
         """Beginnings of the names in the state_dict that belong to attention."""
@@ -230,8 +253,6 @@ def _check_placement(net: Backbone) -> None:
         ValueError: it has not.
     """
     placement = net.attention
-    if placement.name is None:
-        return
     if placement.at not in net.attention_positions:
         allowed = suggest(placement.at, net.attention_positions)
         raise ValueError(f"{net.name} has no attention_at {placement.at!r}; {allowed}")
@@ -346,11 +367,13 @@ def create_classifier(
         settings: as of `create_backbone`.
 
     Raises:
-        ValueError: an unknown name or setting, or weights that do not fit.
+        ValueError: an unknown name or setting, no classes, or weights that do not fit.
     """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     settings = {**published_settings(name, weights), **settings}
     body = _build(name, attention, (-1,), in_channels, settings)
-    classifier = body.classifier(num_classes or body.num_classes)
+    classifier = body.classifier(body.num_classes if num_classes is None else num_classes)
     if weights is not None:
         _load(classifier, body, weights, ignore=())
     return classifier
@@ -376,17 +399,15 @@ def _build(
     _check_settings(name, build, plain)
     if in_channels is not None:
         plain["in_channels"] = in_channels
-    placement = None
     if attention is not None:
         attentions[attention]  # an unknown name is the first thing to say
-        positions = attention_positions(build)
-        placement = Placement(
-            attention,
-            settings.get("attention_at") or positions[0],
-            settings.get("attention_stages"),
-            settings.get("attention_settings") or {},
-            tuple(settings.get("attention_image_size") or (224, 224)),
-        )
+    placement = Placement(
+        attention,
+        settings.get("attention_at") or attention_positions(build)[0],
+        settings.get("attention_stages"),
+        settings.get("attention_settings") or {},
+        tuple(settings.get("attention_image_size") or (224, 224)),
+    )
     net: Backbone = build(out_indices=out_indices, attention=placement, **plain)
     net.complete()
     # the layout that convolutions run fastest in, here and on GPUs in half precision

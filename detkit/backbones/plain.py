@@ -212,22 +212,11 @@ class PlainNetwork(Backbone):
         num_stages = max(self.out_indices) + 1
         self._beyond = [place for place in places if place.stage >= num_stages]
         self._ends = [0] * num_stages  # of the stages, in `features`
-        self._check_blocks(blocks)
         for place in places[: len(places) - len(self._beyond)]:
             self.features.extend(place.modules(self.norm))
             self._ends[place.stage] = len(self.features)
             if isinstance(place.layer, Conv):
                 self._attend_behind(place, blocks[place.stage])
-
-    def _check_blocks(self, blocks: Sequence[int]) -> None:
-        if self.attention.name is None or self.attention.at != "after_block":
-            return
-        empty = [index for index in self.attention.stages or () if not blocks[index]]
-        if empty:
-            raise ValueError(
-                f"attention_stages {empty} of {self.name} have no blocks; give stages with "
-                f"convolutions, or attention_at 'after_stage'"
-            )
 
     def _attend_behind(self, place: _Place, blocks: int) -> None:
         module = self.attention.module(

@@ -328,7 +328,21 @@ def test_half_of_the_attention_is_no_weights(scale, tmp_path):
             {"attention": "se", "attention_settings": {"reducton": 4}},
             "attention se has no setting 'reducton'; did you mean 'reduction'",
         ),
+        (
+            {"attention": "se", "attention_settings": {"channels": 4}},
+            "attention se has no setting 'channels'; allowed: reduction",
+        ),
         ({"attention_where": 1}, "resnet18 has no setting 'attention_where'; did you mean"),
+        ({"attention_at": "after_bn4"}, "resnet18 has no attention_at 'after_bn4'"),
+        ({"attention_stages": (5,)}, r"attention_stages \[5\] not in 0..4 for resnet18"),
+        (
+            {"attention": "se", "attention_stages": (0, 1)},
+            r"attention_stages \[0\] of resnet18 have no place 'after_bn3'",
+        ),
+        (
+            {"attention": "se", "attention_stages": {2: (0,), 3: (0,)}, "out_indices": (2,)},
+            r"attention_stages \[3\] of resnet18 .* after the last of out_indices \(2,\)",
+        ),
     ],
 )
 def test_mistakes_are_explained(settings, message):

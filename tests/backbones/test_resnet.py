@@ -410,6 +410,12 @@ def test_mistakes_are_explained(settings, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_a_classifier_has_classes(num_classes):
+    with pytest.raises(ValueError, match=f"num_classes must be at least 1, got {num_classes}"):
+        create_classifier("resnet18", num_classes=num_classes)
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="unknown backbone 'resnet5'; did you mean 'resnet50'"):
         create_backbone("resnet5")

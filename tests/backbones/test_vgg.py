@@ -396,7 +396,7 @@ def test_an_image_too_small_is_explained():
         ({"out_indices": (6,)}, "not in -6..5 for vgg11 .0 is conv1, 5 is pool5"),
         (
             {"attention": "se", "attention_at": "after_block", "attention_stages": (4, 5)},
-            r"attention_stages \[5\] of vgg11 have no blocks",
+            r"attention_stages \[5\] of vgg11 have no place 'after_block'",
         ),
         (
             {"attention": "se", "attention_at": "after_block", "attention_stages": {0: (1,)}},
