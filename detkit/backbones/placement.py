@@ -22,6 +22,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from detkit.nn.attention import attention_settings, create_attention
+from detkit.nn.attention.pairwise import RelativeSelfAttention
+from detkit.registry import suggest
 
 Stages = Sequence[int] | Mapping[int, Sequence[int]]
 
@@ -62,7 +64,14 @@ class Placement:
         if self.name is None or at != self.at or not self._chosen(stage, block, blocks):
             return None
         settings = dict(self.settings)
-        if "size" in attention_settings(self.name):
+        allowed = attention_settings(self.name)
+        taken = {"name", "channels"}.intersection(settings).difference(allowed)
+        if taken:  # what `create_attention` is given by its place
+            raise ValueError(
+                f"attention {self.name} has no setting {min(taken)!r}; "
+                f"{suggest(min(taken), allowed) if allowed else 'it takes none'}"
+            )
+        if "size" in allowed:
             height, width = (max(1, side // stride) for side in self.image_size)
             settings.setdefault("size", height if height == width else (height, width))
         module = create_attention(self.name, channels=channels, **settings)
@@ -93,7 +102,7 @@ def is_attention(module: nn.Module) -> bool:
 
 def outside_attention(module: nn.Module) -> Iterator[nn.Module]:
     """The module and its parts without attention, which initialises itself."""
-    if not is_attention(module):
+    if not (is_attention(module) or isinstance(module, RelativeSelfAttention)):
         yield module
         for child in module.children():
             yield from outside_attention(child)

@@ -96,6 +96,14 @@ def test_first_layers_are_resnet50s():
     assert ours == [key for key in plain.state_dict() if not key.startswith("layer4")]
 
 
+def test_self_attention_starts_small():
+    """What attention starts with is its own, not that of the convolutions around it."""
+    torch.manual_seed(0)
+    net = create_backbone("botnet50", width=32)
+    weight = net.get_parameter("layer4.1.mhsa.qkv.weight")  # [3 * 256, 256, 1, 1]
+    assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+
+
 def test_stride_of_odd_maps():
     x = torch.arange(5.0).expand(1, 1, 5, 5)
     assert pool(2)(x)[0, 0, 0].tolist() == [0.5, 2.5, 4.0]
