@@ -82,7 +82,7 @@ def train_classifier(
         ValueError: a recipe or data set that cannot be used.
         FloatingPointError: a loss that is not finite.
     """
-    model = build_classifier(recipe, num_classes=2)  # its mistakes show before pictures are read
+    _rehearse(recipe)
     run = _read(recipe, folder, device)
     torch.manual_seed(recipe.seed)
     model = build_classifier(recipe, num_classes=len(run.class_names)).to(device)
@@ -98,6 +98,15 @@ def train_classifier(
     if isinstance(model, RecurrentAttention) and run.test is not None:
         _draw(model, run.test, run)
     return result
+
+
+@torch.no_grad()
+def _rehearse(recipe: ClassifierRecipe) -> None:
+    """Look at an empty picture: mistakes show before data is read or an earlier run replaced."""
+    model = build_classifier(recipe, num_classes=2).eval()
+    crop = recipe.data.crop
+    side = crop.size if crop.canvas is None else crop.canvas
+    model(torch.zeros(1, 1 if crop.grey else 3, side, side))
 
 
 def build_classifier(recipe: ClassifierRecipe, *, num_classes: int) -> nn.Module:
@@ -271,7 +280,8 @@ def _train_epoch(
         schedule.step()
         for name, value in losses.items():
             sums[f"loss/{name}"] = sums.get(f"loss/{name}", 0.0) + value.item() * len(index)
-    return {name: value / len(order) for name, value in sums.items()}
+    seen = sum(map(len, batches))
+    return {name: value / seen for name, value in sums.items()}
 
 
 def _save(model: nn.Module, run: ClassifierRun, epoch: int, metrics: dict[str, Any]) -> None:
