@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
 
     if options.table:
+        if options.target is not None:
+            raise ValueError(f"--table is of all backbones; leave {options.target!r} out")
         page = backbones_page(f"python tools/analyze.py --table {options.table}")
         write_atomically(options.table, page)
         return

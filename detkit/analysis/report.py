@@ -33,6 +33,9 @@ _FIELD_NOTE = (
     "counted from 0, that the first cell stands on"
 )
 _ATTENTION_NOTE = "attention is left out of the receptive fields: with it a cell may see everything"
+_FOREIGN_NOTE = (
+    "another library's network: counted without its head; receptive fields are not known (?)"
+)
 Row = Sequence[str]
 
 
@@ -63,6 +66,8 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
         )
     elif isinstance(net, Backbone | Classifier):
         parts = count_network(net, subject.size)
+        if isinstance(net, Backbone):
+            notes.append(_FOREIGN_NOTE)
     else:
         raise ValueError(f"parts of {type(net).__name__} are unknown; give a recipe of two stages")
     if any(attends(module) for module in backbone_of(net).modules()):

@@ -89,6 +89,7 @@ def test_the_page(analyze, monkeypatch, tmp_path):
     [
         ([], "nothing to analyse; name a backbone (resnet50) or a recipe (FILE.yaml)"),
         (["resnet5"], "unknown backbone or recipe 'resnet5'; did you mean 'resnet50'"),
+        (["resnet18", "--table", "a.md"], "--table is of all backbones; leave 'resnet18' out"),
         (["no.yaml"], "no recipe at no.yaml"),
         (["resnet18", "widht=3"], "resnet18 has no setting 'widht'; did you mean 'width'?"),
         (["resnet18", "width"], "setting 'width' is not of the form key=value, e.g. width=32"),
