@@ -107,16 +107,17 @@ def _draw_objects(axes: Axes, scales: Scales, low: float, high: float) -> None:
     axes.hist(scales.sides, bins.tolist(), color=_GREY, alpha=0.75)
     axes.set_ylabel("objects")
     axes.axvline(finest, color=_ORANGE, linewidth=1.5)
-    axes.axvline(largest, color=_BLUE, linewidth=1.5)
     axes.axvspan(low, finest, color=_ORANGE, alpha=0.12, linewidth=0)
-    axes.axvspan(largest, high, color=_BLUE, alpha=0.12, linewidth=0)
-    axes.set_title(
+    title = (
         f"{len(scales.sides):,} boxes by the square root of their area\n"
-        f"{_percent(scales.smaller_than(finest))} smaller than the finest stride ({finest} px), "
-        f"{_percent(scales.larger_than(largest))} larger than the largest receptive field "
-        f"({largest} px)",
-        fontsize=10,
+        f"{_percent(scales.smaller_than(finest))} smaller than the finest stride ({finest} px)"
     )
+    if largest is not None:
+        axes.axvline(largest, color=_BLUE, linewidth=1.5)
+        axes.axvspan(largest, high, color=_BLUE, alpha=0.12, linewidth=0)
+        share = _percent(scales.larger_than(largest))
+        title += f", {share} larger than the largest receptive field ({largest} px)"
+    axes.set_title(title, fontsize=10)
 
 
 def _annotate(axes: Axes, text: str, x: float, y: float, points: int) -> None:
@@ -155,7 +156,7 @@ def _draw_levels(axes: Axes, scales: Scales) -> None:
     if anchors:
         axes.plot(*zip(*anchors, strict=True), "D", color=_RED, markersize=6, label="anchor")
     for level, row, field in zip(levels, rows, fields, strict=True):
-        beyond = f"{level.receptive_field}" if level.receptive_field else "added by the pyramid"
+        beyond = f"{level.receptive_field}" if level.receptive_field else "field not known"
         if scales.sides is not None and len(scales.sides):
             if level.receptive_field:
                 beyond += f"\n{_percent(scales.larger_than(level.receptive_field))} larger"

@@ -25,7 +25,7 @@ class Level:
     Attributes:
         name: of the backbone's stage, or "P6" for one that the pyramid adds.
         stride: pixels from one cell to the next.
-        receptive_field: of the backbone's map; None where there is no such map.
+        receptive_field: of the backbone's map; None where it is not known or there is no such map.
         anchors: distinct square roots of the areas of a cell's anchors, rounded, ascending.
     """
 
@@ -54,9 +54,9 @@ class Scales:
         return min(level.stride for level in self.levels)
 
     @property
-    def largest_field(self) -> int:
-        """The largest receptive field of a map."""
-        return max(level.receptive_field or 0 for level in self.levels)
+    def largest_field(self) -> int | None:
+        """The largest receptive field of a map; None where none is known."""
+        return max((level.receptive_field or 0 for level in self.levels), default=0) or None
 
     def smaller_than(self, pixels: float) -> float:
         """Share of the objects that are smaller; 0 without any."""

@@ -95,7 +95,7 @@ def test_picture_says_the_shares():
     assert f"{100 * np.mean(sides > 50):.1f} % larger than the largest receptive field" in said
     assert f"20\n{100 * np.mean(sides > 20):.1f} % larger" in said
     assert f"{100 * np.mean(sides < 8):.1f} %\nsmaller" in said
-    assert "added by the pyramid" in said
+    assert "field not known" in said
     assert [label.get_text() for label in levels.get_yticklabels()] == [
         "fine (stride 4)",
         "coarse (stride 8)",
@@ -103,6 +103,16 @@ def test_picture_says_the_shares():
     ]
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in levels.containers[0]]
     assert spans == [(4, 20), (8, 50), (16, 16)]
+
+
+def test_fields_that_are_not_known_are_not_compared():
+    """As of another library's network: no share of objects is larger than nothing."""
+    scales = Scales((Level("a", 4, None), Level("b", 8, None)), np.array([2.0, 30, 60]))
+    assert scales.largest_field is None
+    objects, _ = plot_scales(scales, "title").axes
+    assert "33.3 % smaller than the finest stride (4 px)" in objects.get_title()
+    assert "larger" not in objects.get_title()
+    assert len(objects.lines) == 1  # the stride
 
 
 def test_words_do_not_meet():
