@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,10 @@ from typing import NamedTuple
 # Before torch is there, and for the commands that tests start: what they compute is too small to
 # share among threads, and workers side by side would wait for each other's
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the commands of the tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2
 import numpy as np
@@ -241,7 +246,7 @@ def fill() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def report() -> Callable[[Tensor], tuple[float, float, float]]:
-    """Output -> (sum, abs, chk), the three numbers of the golden table."""
+    """Output -> (sum, abs, chk), the three numbers of a golden value."""
     return _report
 
 
