@@ -412,7 +412,9 @@ def load_recipe_as(schema: type[R], path: str | Path, overrides: Sequence[str] =
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = (
+            sorted(str(p) for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
+        )
         hint = f"; {suggest(str(path), near)}" if near else ""
         raise ConfigError(f"no recipe at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -185,7 +185,9 @@ def test_long_value_is_cut(tmp_path: Path) -> None:
 
 def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     written(tmp_path, "name: a", "quickstart.yaml")
+    written(tmp_path, "repos: []", ".pre-commit-config.yaml")
     got = refused(tmp_path / "quikstart.yaml")
+    assert "pre-commit" not in got
     assert got.startswith(
         f"no recipe at FILE; did you mean '{tmp_path / 'quickstart.yaml'}'? allowed: "
     )

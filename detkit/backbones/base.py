@@ -136,7 +136,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"{self.name} with out_indices {self.out_indices} needs images of at least "
                 f"{self.least_side}x{self.least_side} pixels, got {height}x{width}; give larger "
-                f"ones, or lower out_indices"
+                f"ones, or out_indices of earlier stages to a backbone"
             )
         maps: dict[int, Tensor] = {}
         x = images
@@ -449,7 +449,8 @@ def _check_settings(name: str, build: Callable[..., Any], settings: Mapping[str,
     ]
     for key in settings:
         if key not in allowed:
-            choices = suggest(key, [*allowed, *_PLACEMENT_SETTINGS])
+            everywhere = ("attention", *_PLACEMENT_SETTINGS, "in_channels", "out_indices")
+            choices = suggest(key, [*allowed, *everywhere])
             raise ValueError(f"{name} has no setting {key!r}; {choices}")
 
 

@@ -39,7 +39,7 @@ from detkit.engine.device import amp_dtype
 from detkit.engine.evaluate import measure_checkpoint, source_to_test
 from detkit.engine.latency import TimedDetector, interleaved_latencies
 from detkit.engine.train import train
-from detkit.evaluation.comparison import Comparison, Latency, SeedScore, Variant
+from detkit.evaluation.comparison import Comparison, RelativeLatency, SeedScore, Variant
 from detkit.evaluation.comparison_plot import draw_comparison
 from detkit.files import write_atomically
 from detkit.structures import Batch
@@ -380,7 +380,9 @@ def _score(trial: Trial) -> SeedScore:
     return SeedScore(trial.recipe.seed, metrics["AP"], metrics["AP50"])
 
 
-def _latencies(plan: Plan, device: torch.device, datasets: Datasets) -> list[Latency | None]:
+def _latencies(
+    plan: Plan, device: torch.device, datasets: Datasets
+) -> list[RelativeLatency | None]:
     """Of each combination with a checkpoint; ratios need that of the first."""
     timed: list[TimedDetector | None] = []
     for combination in plan.combinations:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from detkit.detectors import Detector
-from detkit.evaluation.comparison import Latency
+from detkit.evaluation.comparison import RelativeLatency
 from detkit.structures import Batch
 
 
@@ -40,7 +40,7 @@ def interleaved_latencies(
     device: torch.device,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Latency]:
+) -> list[RelativeLatency]:
     """Median time of each detector, and median of its ratio to the first within each round.
 
     Args:
@@ -58,7 +58,7 @@ def interleaved_latencies(
             if index >= 0:
                 times[place].append(spent)
     return [
-        Latency(
+        RelativeLatency(
             1000 * statistics.median(own),
             statistics.median(a / b for a, b in zip(own, times[0], strict=True)),
         )

@@ -77,7 +77,7 @@ class SeedScore(NamedTuple):
     ap50: float
 
 
-class Latency(NamedTuple):
+class RelativeLatency(NamedTuple):
     """Time for one picture, and its ratio to that of the first variant."""
 
     milliseconds: float
@@ -100,7 +100,7 @@ class Variant:
     parameters: int
     planned: int
     scores: tuple[SeedScore, ...]
-    latency: Latency | None = None
+    latency: RelativeLatency | None = None
 
     @property
     def name(self) -> str:

@@ -399,6 +399,7 @@ def test_list_backbones():
         ({"frozen_stages": -1}, "frozen_stages -1 not in 0..5"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"widht": 32}, "resnet18 has no setting 'widht'; did you mean 'width'"),
+        ({"atention": "se"}, "resnet18 has no setting 'atention'; did you mean 'attention'"),
         ({"architecture": None}, "resnet18 has no setting 'architecture'"),
         ({"attention": "no_such"}, "unknown attention module 'no_such'"),
         ({"zero_init_residual": True, "norm": "frozen_batch"}, "would never learn; use norm"),

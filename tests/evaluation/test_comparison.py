@@ -10,7 +10,7 @@ import pytest
 
 from detkit.evaluation.comparison import (
     Comparison,
-    Latency,
+    RelativeLatency,
     SeedScore,
     Variant,
     t_quantile,
@@ -21,7 +21,7 @@ from detkit.evaluation.comparison_plot import comparison_figure, draw_comparison
 
 def variant(name: str, *aps: float, planned: int = 3, ms: float | None = None) -> Variant:
     scores = tuple(SeedScore(seed, ap, ap + 0.2) for seed, ap in enumerate(aps))
-    latency = None if ms is None else Latency(ms, ms / 10)
+    latency = None if ms is None else RelativeLatency(ms, ms / 10)
     return Variant((name,), 1_234_567, planned, scores, latency)
 
 
