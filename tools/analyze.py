@@ -38,15 +38,13 @@ def main(arguments: list[str]) -> None:
     if options.table:
         if options.target is not None:
             raise ValueError(f"--table is of all backbones; leave {options.target!r} out")
-        page = backbones_page(f"python tools/analyze.py --table {options.table}")
-        write_atomically(options.table, page)
-        return
+        command = f"python tools/analyze.py --table {options.table}"
+        return write_atomically(options.table, backbones_page(command))
     if options.target is None:
         raise ValueError("nothing to analyse; name a backbone (resnet50) or a recipe (FILE.yaml)")
     size = parse_size(options.size) if options.size else None
-    subject = find_subject(
-        options.target, options.overrides, size=size, num_classes=options.classes
-    )
+    classes = options.classes
+    subject = find_subject(options.target, options.overrides, size=size, num_classes=classes)
     print(describe(subject, gradient=options.measure))
     if options.measure:
         setting = Setting(
