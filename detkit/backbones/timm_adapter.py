@@ -1,7 +1,7 @@
 """Any network of the timm library as a backbone, under the name `timm:NAME`.
 
 timm builds the network; this file cuts it into stages, names its maps and loads its weights. timm
-is optional: it comes with `pip install 'detkit-vision[timm]'`.
+is optional: it comes with `pip install timm`.
 B batch, C channels, H, W height and width, K classes.
 """
 
@@ -38,8 +38,7 @@ def _timm() -> Any:
         import timm
     except ImportError as error:
         raise ValueError(
-            "backbones timm:NAME need timm, which is not installed: "
-            "pip install 'detkit-vision[timm]'"
+            "backbones timm:NAME need timm, which is not installed: pip install timm"
         ) from error
     return timm
 
