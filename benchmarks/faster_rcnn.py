@@ -76,7 +76,7 @@ def build_pair(size: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in theirs.modules())
     settings = {
         "backbone": {"norm": "frozen_batch", "frozen_stages": 2},
-        "roi": {"score_threshold": SCORE_THRESHOLD},
+        "select": {"score_threshold": SCORE_THRESHOLD},
     }
     ours = create_detector(settings, num_classes=NUM_CLASSES)
     load_into(ours, convert_faster_rcnn(theirs.state_dict()), source="torchvision's model")

@@ -121,6 +121,8 @@ class Batch:
         original_sizes: (height, width) of each image before it was resized.
         targets: one Target per image, or None when there is nothing to learn from.
         dropped: how many truths augmentation lost: cropped away, or smaller than a pixel.
+        proposals: `[P, 4]` regions to look at of each image, in pixels of the image as it stands in
+            the batch, best first; None where the detector finds them itself.
     """
 
     images: Tensor
@@ -128,6 +130,7 @@ class Batch:
     original_sizes: tuple[Size, ...]
     targets: tuple[Target, ...] | None = None
     dropped: int = 0
+    proposals: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,15 +140,21 @@ class Batch:
         targets = self.targets
         if targets is not None:
             targets = tuple(target.to(device, non_blocking) for target in targets)
+        proposals = self.proposals
+        if proposals is not None:
+            proposals = tuple(each.to(device, non_blocking=non_blocking) for each in proposals)
         images = self.images.to(device, non_blocking=non_blocking)
-        return replace(self, images=images, targets=targets)
+        return replace(self, images=images, targets=targets, proposals=proposals)
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked memory (called by the data loader)."""
         targets = self.targets
         if targets is not None:
             targets = tuple(target.pin_memory() for target in targets)
-        return replace(self, images=self.images.pin_memory(), targets=targets)
+        proposals = self.proposals
+        if proposals is not None:
+            proposals = tuple(each.pin_memory() for each in proposals)
+        return replace(self, images=self.images.pin_memory(), targets=targets, proposals=proposals)
 
     def without_targets(self) -> Batch:
         """The same images, to be predicted."""

@@ -59,7 +59,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
                 "fpn": {"channels": 16, "extra": None},
                 "rpn": {"anchor_sizes": [[16], [32]], "post_nms_test": 50},
-                "roi": {"hidden": 32, "score_threshold": 0.1},
+                "roi": {"hidden": 32},
+                "select": {"score_threshold": 0.1},
             },
             "test": {"batch_size": 4},
         }

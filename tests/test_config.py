@@ -390,3 +390,46 @@ def test_a_mapping_takes_the_place_of_a_source_of_another_format() -> None:
     override = "data.test={format: coco, annotations: t.json, images: img}"
     source = build_recipe(tree, [override]).data.test
     assert source == CocoSource(annotations="t.json", images="img")
+
+
+# --- sections of one detector ----------------------------------------------------------------
+
+
+def test_a_detector_has_its_own_sections_and_its_own_defaults():
+    model = build_recipe({"name": "a", "model": {"detector": "retinanet"}}).model
+    assert model.rpn is None and model.roi is None and model.proposals is None
+    assert (model.fpn.extra, model.select.max_detections) == ("p6p7", 300)
+    model = build_recipe({"name": "a"}).model
+    assert model.proposals == "rpn" and model.retinanet is None
+    assert (model.fpn.extra, model.select.max_detections) == ("pool", 100)
+
+
+def test_what_is_given_outweighs_the_defaults_of_the_detector():
+    tree = {"detector": "retinanet", "fpn": None, "select": {"max_detections": 7}}
+    model = build_recipe({"name": "a", "model": tree}).model
+    assert model.fpn is None
+    assert (model.select.max_detections, model.select.pre_nms) == (7, 1000)
+
+
+@pytest.mark.parametrize("detector", ["sliding_window", "region_proposal", "retinanet", "fcos"])
+def test_a_resolved_recipe_is_read_as_the_same(detector, tmp_path):
+    recipe = build_recipe({"name": "a", "model": {"detector": detector}})
+    again = load_recipe(written(tmp_path, recipe_to_yaml(recipe)))
+    assert again == recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"detector": "fcos", "rpn": {}}, "fcos has no section 'rpn'; leave it out, or set null"),
+        ({"retinanet": {}}, "region_proposal has no section 'retinanet'"),
+        ({"detector": "fcos", "proposals": "grid"}, "fcos has no proposals"),
+        (
+            {"proposals": "grid", "rpn": {}},
+            "region_proposal with proposals=grid has no section 'rpn'",
+        ),
+    ],
+)
+def test_a_section_of_another_detector_is_refused(model, message):
+    with pytest.raises(ConfigError, match=message):
+        build_recipe({"name": "a", "model": model})

@@ -72,7 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="module")
 def recipe_file(tiny_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of training, then detections of everything that is a little likely."""
-    recipe = tiny_recipe("train.epochs=1", "model.roi.score_threshold=0.1")
+    recipe = tiny_recipe("train.epochs=1", "model.select.score_threshold=0.1")
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(recipe_to_yaml(recipe), encoding="utf-8")
     return path

@@ -19,16 +19,14 @@ from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.ops import (
     Assigned,
     Assigner,
+    Selection,
     box_area,
-    clip_boxes,
     decode,
     encode,
     giou_loss,
-    scale_boxes,
-    select_detections,
 )
 from detkit.ops.box_coder import Weights
-from detkit.structures import Batch, Detections, Size
+from detkit.structures import Batch, Detections
 
 
 class RoIAlign(nn.Module):
@@ -132,23 +130,6 @@ class BoxHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class DetectionLimits:
-    """What is reported.
-
-    Attributes:
-        score_threshold: only scores above it.
-        nms_iou: overlap above which the lower score of a class goes.
-        max_detections: best boxes of an image.
-        min_size: shortest side in pixels.
-    """
-
-    score_threshold: float
-    nms_iou: float
-    max_detections: int
-    min_size: float
-
-
-@dataclass(frozen=True)
 class BoxLoss:
     """How the distance between a box and its truth is measured.
 
@@ -182,7 +163,7 @@ class RoIHead(nn.Module):
         assigner: which proposals learn what.
         box_weights: of the offsets.
         box_loss: of the positives.
-        limits: of what is reported.
+        selection: of what is reported.
     """
 
     def __init__(
@@ -193,7 +174,7 @@ class RoIHead(nn.Module):
         assigner: Assigner,
         box_weights: Weights,
         box_loss: BoxLoss,
-        limits: DetectionLimits,
+        selection: Selection,
     ) -> None:
         super().__init__()
         self.pool = pool
@@ -201,7 +182,7 @@ class RoIHead(nn.Module):
         self.assigner = assigner
         self.box_weights = box_weights
         self.box_loss = box_loss
-        self.limits = limits
+        self.selection = selection
 
     def forward(self, features: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits `[R, C + 1]`, offsets `[R, C or 1, 4]` of proposals `[R_i, 4]` of each image."""
@@ -256,7 +237,7 @@ class RoIHead(nn.Module):
         boxes = decode(offsets, torch.cat(proposals)[:, None], weights=self.box_weights)
         counts = [len(p) for p in proposals]
         return [
-            self._report(b, s, size, original)
+            self.selection(b, s, size, original)
             for b, s, size, original in zip(
                 boxes.split(counts),
                 scores.split(counts),
@@ -265,14 +246,3 @@ class RoIHead(nn.Module):
                 strict=True,
             )
         ]
-
-    def _report(self, boxes: Tensor, scores: Tensor, size: Size, original: Size) -> Detections:
-        found, score, label = select_detections(
-            clip_boxes(boxes, size),
-            scores,
-            score_threshold=self.limits.score_threshold,
-            iou_threshold=self.limits.nms_iou,
-            max_detections=self.limits.max_detections,
-            min_size=self.limits.min_size,
-        )
-        return Detections(scale_boxes(found, size, original), score, label)

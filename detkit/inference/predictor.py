@@ -122,7 +122,7 @@ class Predictor:
             pictures: a path, an array `[H, W, 3]` uint8 RGB or a tensor `[3, H, W]` uint8 RGB; or
                 a list of these, of any sizes.
             score_threshold: only detections whose score is at least this. The detector itself
-                reports none below its own threshold, model.roi.score_threshold.
+                reports none below its own threshold, model.select.score_threshold.
 
         Returns:
             Detections on the CPU, in pixels of the original picture, best first; a list of them

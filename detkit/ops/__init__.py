@@ -7,12 +7,14 @@ from detkit.ops.losses import giou_loss
 from detkit.ops.matching import Match, match
 from detkit.ops.nms import batched_nms, nms, select_detections
 from detkit.ops.sampling import Assigned, Assigner, Sample, sample_balanced
+from detkit.ops.selection import Selection
 
 __all__ = [
     "Assigned",
     "Assigner",
     "Match",
     "Sample",
+    "Selection",
     "batched_nms",
     "box_area",
     "box_iou",

@@ -216,9 +216,9 @@ def torchvision_model(config: ModelConfig) -> FasterRCNN:
         box_batch_size_per_image=roi.samples,
         box_positive_fraction=roi.positive_fraction,
         bbox_reg_weights=roi.box_weights,
-        box_score_thresh=roi.score_threshold,
-        box_nms_thresh=roi.nms_iou,
-        box_detections_per_img=roi.max_detections,
+        box_score_thresh=config.select.score_threshold,
+        box_nms_thresh=config.select.iou_threshold,
+        box_detections_per_img=config.select.max_detections,
     )
     model.rpn.min_size = rpn.min_size  # an attribute, no argument
     return model

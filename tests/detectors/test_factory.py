@@ -106,7 +106,10 @@ def without_pyramid(indices, sizes):
             {"rpn": {"nms_iou": 1.5}},
             "model.rpn.nms_iou: got 1.5; should be less than or equal to 1",
         ),
-        ({"detector": "yolo"}, "model.detector: got 'yolo'; allowed: region_proposal"),
+        (
+            {"detector": "yolo"},
+            "model.detector: got 'yolo'; allowed: sliding_window",
+        ),
     ],
 )
 def test_settings_that_cannot_be(model, message):

@@ -14,7 +14,8 @@ SMALL = {
     "backbone": {"name": "resnet18", "out_indices": [1, 2, 3]},
     "fpn": {"channels": 16},
     "rpn": {"anchor_sizes": [[16], [32], [64], [96]]},
-    "roi": {"hidden": 32, "score_threshold": 0.0},
+    "roi": {"hidden": 32},
+    "select": {"score_threshold": 0.0},
 }
 KEYS = {"rpn/objectness", "rpn/box", "roi/class", "roi/box"}
 
@@ -203,7 +204,7 @@ def test_no_proposals(batch, make_target):
 
 
 def test_nothing_found(batch):
-    for found in detector_of(roi={"score_threshold": 1.0}).predict(batch):
+    for found in detector_of(select={"score_threshold": 1.0}).predict(batch):
         assert found.boxes.shape == (0, 4)
         assert found.scores.shape == found.labels.shape == (0,)
         assert found.labels.dtype == torch.int64
@@ -243,7 +244,8 @@ def test_one_map_without_pyramid(batch):
         "backbone": {"name": "resnet18", "out_indices": [3]},
         "fpn": None,
         "rpn": {"anchor_sizes": [[16, 32, 64]]},
-        "roi": {"hidden": 16, "score_threshold": 0.0},
+        "roi": {"hidden": 16},
+        "select": {"score_threshold": 0.0},
     }
     detector = create_detector(config, num_classes=1)
     total(detector(batch)).backward()

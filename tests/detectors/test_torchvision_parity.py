@@ -206,9 +206,9 @@ SHARED = [
     ("roi.positive_fraction", 0.2, "losses"),
     ("roi.box_weights", [10.0, 10.0, 5.0, 4.0], "losses"),
     ("roi.box_weights", [10.0, 9.0, 5.0, 5.0], "boxes"),
-    ("roi.score_threshold", 0.95, "boxes"),
-    ("roi.nms_iou", 0.4, "boxes"),
-    ("roi.max_detections", 99, "boxes"),
+    ("select.score_threshold", 0.95, "boxes"),
+    ("select.iou_threshold", 0.4, "boxes"),
+    ("select.max_detections", 99, "boxes"),
 ]
 # Settings of both that change the shape of the weights.
 SHAPES = [
@@ -222,7 +222,7 @@ SHAPES = [
 OURS = [
     ("rpn.smooth_l1_beta", 0.12, "losses"),
     ("roi.smooth_l1_beta", 0.12, "losses"),
-    ("roi.min_size", 30.0, "boxes"),
+    ("select.min_size", 30.0, "boxes"),
     ("roi.aligned", True, "patches"),
     ("roi.box_loss", "giou", "losses"),
     ("roi.box_loss_weight", 1.1, "losses"),
@@ -233,7 +233,7 @@ def changed(key, value):
     """The narrow settings with one of them changed."""
     config = {name: dict(section) for name, section in NARROW.items()}
     section, dot, name = key.rpartition(".")
-    (config[section] if dot else config)[name] = value
+    (config.setdefault(section, {}) if dot else config)[name] = value
     return ModelConfig.model_validate(config)
 
 
@@ -302,7 +302,8 @@ def test_defaults_are_torchvisions():
     theirs = {
         name: given[name].default for name in given if name.startswith(("rpn", "box", "bbox"))
     }
-    rpn, roi = RPNConfig(), RoIConfig()
+    config = ModelConfig()
+    rpn, roi, select = config.rpn, config.roi, config.select
     assert {name: value for name, value in theirs.items() if value is not None} == {
         "rpn_pre_nms_top_n_train": rpn.pre_nms_train,
         "rpn_pre_nms_top_n_test": rpn.pre_nms_test,
@@ -314,9 +315,9 @@ def test_defaults_are_torchvisions():
         "rpn_batch_size_per_image": rpn.samples,
         "rpn_positive_fraction": rpn.positive_fraction,
         "rpn_score_thresh": rpn.score_threshold,
-        "box_score_thresh": roi.score_threshold,
-        "box_nms_thresh": roi.nms_iou,
-        "box_detections_per_img": roi.max_detections,
+        "box_score_thresh": select.score_threshold,
+        "box_nms_thresh": select.iou_threshold,
+        "box_detections_per_img": select.max_detections,
         "box_fg_iou_thresh": roi.positive_iou,
         "box_bg_iou_thresh": roi.negative_iou,
         "box_batch_size_per_image": roi.samples,

@@ -60,7 +60,7 @@ def recipe(tiny_recipe: Callable[..., Recipe]) -> Recipe:
         "model.backbone.norm=frozen_batch",
         "model.rpn.nms_iou=0.95",
         "model.roi.samples=8",
-        "model.roi.score_threshold=0.1",
+        "model.select.score_threshold=0.1",
     )
 
 
@@ -128,7 +128,10 @@ def test_buffers_become_those_of_the_main_process(ranks: list[dict[str, Any]]) -
 def test_training_by_two(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """Files are written by one, and hold what was measured by both."""
     recipe = tiny_recipe(
-        "train.epochs=2", "train.batch_size=4", "test.batch_size=2", "model.roi.score_threshold=0.1"
+        "train.epochs=2",
+        "train.batch_size=4",
+        "test.batch_size=2",
+        "model.select.score_threshold=0.1",
     )
     (tmp_path / "two.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
     done = torchrun("tools/train.py", tmp_path / "two.yaml", "--out", tmp_path)

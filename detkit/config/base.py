@@ -1,0 +1,30 @@
+"""What all sections of a recipe are made of."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message has one line per mistake."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_folder_name(name: str) -> None:
+    """Raise unless a run of this name can have a folder of this name."""
+    if not re.fullmatch(r"[\w][\w.\-]*", name):
+        raise ValueError(f"name {name!r} becomes a folder: use letters, digits, '.', '-', '_'")

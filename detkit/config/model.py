@@ -1,0 +1,223 @@
+"""Sections about the detector.
+
+The defaults of `model` are those of torchvision's `fasterrcnn_resnet50_fpn`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Section
+
+
+class BackboneConfig(Section):
+    """The network that turns pixels into feature maps. Null is the network's own default."""
+
+    name: str = "resnet50"
+    weights: str | None = None  # "imagenet" or a path
+    out_indices: tuple[int, ...] | None = None  # null: strides 4, 8, 16, 32 where there are such
+    frozen_stages: NonNegativeInt = 0
+    norm: Literal["batch", "frozen_batch", "group", "sync_batch"] | None = None
+    norm_eps: NonNegative | None = None
+    attention: str | None = None  # a module of detkit.nn.attention
+    attention_at: str | None = None  # a position, see detkit/backbones/placement.py
+    attention_stages: tuple[int, ...] | dict[int, tuple[int, ...]] | None = None  # null: all
+    attention_settings: dict[str, Any] | None = None
+    attention_image_size: tuple[PositiveInt, PositiveInt] | None = None  # of modules of fixed size
+    width: PositiveInt | None = None  # ResNets: channels of the stem, 64 as published
+    zero_init_residual: bool | None = None
+    drop_path: Fraction | None = None
+    output_stride: PositiveInt | None = None
+    settings: dict[str, Any] | None = None  # what only this network takes: {last_pool: false}
+
+    @model_validator(mode="after")
+    def _settings_have_no_key_of_their_own(self) -> BackboneConfig:
+        for key in self.settings or ():
+            if key in type(self).model_fields:
+                raise ValueError(f"settings has {key!r}, a key of its own: set backbone.{key}")
+            if key == "in_channels":
+                raise ValueError("settings has 'in_channels', which of a detector are always 3")
+        return self
+
+
+class FPNConfig(Section):
+    """Feature pyramid on top of the backbone."""
+
+    channels: PositiveInt = 256
+    extra: Literal["pool", "p6p7"] | None = "pool"
+    norm: Literal["batch"] | None = None
+
+
+class RPNConfig(Section):
+    """Region proposal network."""
+
+    # of each level; null: one of 8 times its stride (32 to 512 on a pyramid of strides 4 to 64)
+    anchor_sizes: tuple[tuple[Positive, ...], ...] | None = None
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    positive_iou: Fraction = 0.7
+    negative_iou: Fraction = 0.3
+    samples: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
+    pre_nms_train: PositiveInt = 2000
+    pre_nms_test: PositiveInt = 1000
+    post_nms_train: PositiveInt = 2000
+    post_nms_test: PositiveInt = 1000
+    nms_iou: Fraction = 0.7
+    score_threshold: Fraction = 0.0
+    min_size: NonNegative = 1e-3
+    smooth_l1_beta: NonNegative = 1 / 9
+
+
+class RoIConfig(Section):
+    """Second stage: what each proposal shows, and where exactly."""
+
+    pool: Literal["align"] = "align"
+    resolution: PositiveInt = 7
+    sampling_ratio: NonNegativeInt = 2
+    aligned: bool = False
+    canonical_size: Positive = 224.0
+    canonical_level: int = 4
+    hidden: PositiveInt = 1024
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.5
+    samples: PositiveInt = 512
+    positive_fraction: Fraction = 0.25
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_loss_weight: NonNegative = 1.0
+    smooth_l1_beta: NonNegative = 1 / 9
+    class_agnostic: bool = False
+
+
+class SlidingWindowConfig(Section):
+    """A classifier of windows, slid over the image."""
+
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ((32, 32),)  # (height, width) in pixels
+    stride: PositiveInt = 8  # pixels from one window to the next
+
+
+class RetinaNetConfig(Section):
+    """Anchors on a pyramid, judged at once, with the focal loss."""
+
+
+class FCOSConfig(Section):
+    """Every cell inside a box predicts the box; no anchors."""
+
+
+class TaskAlignedConfig(Section):
+    """Cells learn from the objects that they both classify and locate best."""
+
+
+class ImagePyramidConfig(Section):
+    """The same detector on scaled copies of the image."""
+
+    scales: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+
+
+class SelectConfig(Section):
+    """After the head: which boxes are reported."""
+
+    score_threshold: Fraction = 0.05  # only scores above it
+    pre_nms: PositiveInt | None = None  # best candidates of each level that are looked at
+    nms: Literal["hard"] = "hard"
+    iou_threshold: Fraction = 0.5
+    class_agnostic: bool = False  # boxes of different classes suppress each other, too
+    max_detections: PositiveInt = 100
+    min_size: NonNegative = 0.0  # shortest side in pixels
+
+
+DetectorName = Literal["sliding_window", "region_proposal", "retinanet", "fcos", "task_aligned"]
+
+# Which sections a detector has beside those that all have
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "sliding_window": ("sliding_window",),
+    "region_proposal": ("fpn", "rpn", "roi"),
+    "retinanet": ("fpn", "retinanet"),
+    "fcos": ("fpn", "fcos"),
+    "task_aligned": ("fpn", "task_aligned"),
+}
+_OPTIONAL = ("fpn", "image_pyramid")  # null leaves the part out
+
+# What the sections shared by several detectors hold in one of them, where it is not their default
+_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "sliding_window": {"select": {"iou_threshold": 0.3}},
+    "region_proposal": {"select": {"min_size": 1e-2}},
+    "retinanet": {
+        "fpn": {"extra": "p6p7"},
+        "select": {"pre_nms": 1000, "max_detections": 300},
+    },
+    "fcos": {
+        "fpn": {"extra": "p6p7"},
+        "select": {"score_threshold": 0.2, "pre_nms": 1000, "iou_threshold": 0.6},
+    },
+    "task_aligned": {
+        "fpn": {"extra": None},
+        "select": {"pre_nms": 1000, "iou_threshold": 0.6},
+    },
+}
+
+
+class ModelConfig(Section):
+    """A detector. Sections of other detectors are null, and refused where they are given."""
+
+    detector: DetectorName = "region_proposal"
+    weights: str | None = None  # "coco", or a path of a checkpoint
+    backbone: BackboneConfig = BackboneConfig()
+    fpn: FPNConfig | None = None
+    proposals: Literal["rpn", "selective_search", "grid", "file"] | None = None  # null: rpn
+    rpn: RPNConfig | None = None
+    roi: RoIConfig | None = None
+    sliding_window: SlidingWindowConfig | None = None
+    retinanet: RetinaNetConfig | None = None
+    fcos: FCOSConfig | None = None
+    task_aligned: TaskAlignedConfig | None = None
+    image_pyramid: ImagePyramidConfig | None = None
+    select: SelectConfig = SelectConfig()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    size_divisor: PositiveInt = 32  # images are padded to a multiple of it
+
+    @model_validator(mode="after")
+    def _has_the_sections_of_its_detector(self) -> ModelConfig:
+        """Refuse those of others, and fill in what was left out as this detector has it."""
+        sections = set(_SECTIONS[self.detector])
+        if self.detector == "region_proposal":
+            self._fill("proposals", self.proposals or "rpn")
+            if self.proposals != "rpn":
+                sections.remove("rpn")
+        elif self.proposals is not None:
+            raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
+        for name in dict.fromkeys(itertools.chain(*_SECTIONS.values())):
+            if name not in sections:
+                if getattr(self, name) is not None:
+                    what = f"{self.detector} with proposals={self.proposals}"
+                    what = what if name == "rpn" and self.proposals else self.detector
+                    raise ValueError(f"{what} has no section {name!r}; leave it out, or set null")
+            elif getattr(self, name) is None and not (
+                name in _OPTIONAL and name in self.model_fields_set
+            ):
+                self._fill(name, _SECTION_TYPES[name]())
+        for name, values in _DEFAULTS[self.detector].items():
+            section = getattr(self, name)
+            if section is not None:
+                missing = {k: v for k, v in values.items() if k not in section.model_fields_set}
+                self._fill(name, section.model_copy(update=missing))
+        return self
+
+    def _fill(self, name: str, value: object) -> None:
+        """Set a field of this frozen section while it is being made."""
+        self.__dict__[name] = value
+
+
+_SECTION_TYPES: dict[str, type[Section]] = {
+    "fpn": FPNConfig,
+    "rpn": RPNConfig,
+    "roi": RoIConfig,
+    "sliding_window": SlidingWindowConfig,
+    "retinanet": RetinaNetConfig,
+    "fcos": FCOSConfig,
+    "task_aligned": TaskAlignedConfig,
+}

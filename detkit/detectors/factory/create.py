@@ -1,0 +1,103 @@
+"""From settings to a detector; the only place below the engine that sees the config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detkit.backbones.base import published_settings
+from detkit.backbones.weights import load_into, read_weights
+from detkit.config import ModelConfig, build_recipe, load_recipe
+from detkit.detectors.base import Detector
+from detkit.detectors.factory.one_stage import build_fcos, build_retinanet, build_task_aligned
+from detkit.detectors.factory.region_proposal import build_region_proposal
+from detkit.detectors.factory.sliding_window import build_sliding_window
+from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
+from detkit.registry import suggest
+
+logger = logging.getLogger(__name__)
+
+_BUILDERS: dict[str, Callable[[ModelConfig, int], Detector]] = {
+    "sliding_window": build_sliding_window,
+    "region_proposal": build_region_proposal,
+    "retinanet": build_retinanet,
+    "fcos": build_fcos,
+    "task_aligned": build_task_aligned,
+}
+
+
+def create_detector(
+    model: ModelConfig | dict[str, Any] | str | Path, *, num_classes: int
+) -> Detector:
+    """Build a detector.
+
+    Args:
+        model: settings; or the same as plain values; or a recipe file, or the name of a published
+            model ("fasterrcnn_resnet50_fpn").
+        num_classes: C, without background.
+
+    Raises:
+        ValueError: settings that do not fit together, an unknown name, weights that do not fit.
+    """
+    config = _model_config(model)
+    weights = config.weights
+    if num_classes < 1:
+        raise ValueError(
+            f"num_classes must be at least 1 (background not counted), got {num_classes}"
+        )
+    if weights is not None:
+        config = without_weights(config)  # of the backbone: those of the whole detector follow
+    detector = _BUILDERS[config.detector](config, num_classes)
+    if weights is not None:
+        load_detector_weights(detector, weights)
+    return detector
+
+
+def load_detector_weights(detector: Detector, weights: str) -> None:
+    """Load "coco" (torchvision's published file) or a file, ours or torchvision's.
+
+    Where the file has another number of classes, the layers that name classes stay as they are, so
+    that a detector can start from one that was trained on other things.
+
+    Raises:
+        ValueError: no such weights, or they do not fit.
+    """
+    state = read_weights("fasterrcnn_resnet50_fpn", weights)
+    if is_torchvision(state):
+        state = convert_faster_rcnn(state)
+    own = detector.state_dict()
+    if "roi.head.cls_score.weight" in state:
+        given, wanted = (s["roi.head.cls_score.weight"].shape[0] - 1 for s in (state, own))
+        if given != wanted:
+            logger.warning(
+                "%s was trained on %d classes, not %d: its last layers start anew",
+                weights, given, wanted,
+            )  # fmt: skip
+            for key in own:
+                if key.startswith(("roi.head.cls_score.", "roi.head.bbox_pred.")):
+                    state[key] = own[key]
+    load_into(detector, state, source=weights)
+
+
+def without_weights(config: ModelConfig) -> ModelConfig:
+    """The same settings, to be filled with other weights: nothing is read or downloaded."""
+    backbone = config.backbone
+    settings = published_settings(backbone.name, backbone.weights) | (backbone.settings or {})
+    backbone = backbone.model_copy(update={"weights": None, "settings": settings or None})
+    return config.model_copy(update={"weights": None, "backbone": backbone})
+
+
+def _model_config(model: ModelConfig | dict[str, Any] | str | Path) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, dict):
+        return build_recipe({"name": "model", "model": model}, where="create_detector").model
+    if model in PUBLISHED:
+        return PUBLISHED[str(model)]
+    if str(model).endswith((".yaml", ".yml")):
+        return load_recipe(model).model
+    raise ValueError(
+        f"unknown detector {str(model)!r}; {suggest(str(model), PUBLISHED)}; or a recipe"
+    )

@@ -1,0 +1,95 @@
+"""Detectors in one stage: every cell of every map says what is there, and where.
+
+What differs between RetinaNet, FCOS and their successors is the head: which cells learn from which
+object, by which loss, and how its output becomes a box. B images, L levels, N_l candidates of a
+level, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.detectors.base import Detector, Losses
+from detkit.ops import Selection
+from detkit.structures import Batch, Detections, Size
+
+
+class DenseHead(nn.Module):
+    """What a head of a one-stage detector does; what `forward` returns is its own affair."""
+
+    def forward(self, maps: list[Tensor]) -> Any:
+        """Raw output of all levels from maps `[B, D, H, W]`, finest first."""
+        raise NotImplementedError
+
+    def loss(self, output: Any, padded: Size, batch: Batch) -> Losses:
+        """Weighted scalars, from the output for images padded to (height, width)."""
+        raise NotImplementedError
+
+    def candidates(self, output: Any, padded: Size) -> list[tuple[Tensor, Tensor]]:
+        """Boxes `[B, N_l, 4]` and scores `[B, N_l, C]` of each level."""
+        raise NotImplementedError
+
+
+class OneStage(Detector):
+    """Backbone, pyramid and one head.
+
+    Args:
+        backbone: images to a list of maps, finest first.
+        neck: maps to maps, or None.
+        head: judges every cell.
+        selection: what is reported.
+        mean: of R, G and B in 0..1.
+        std: of R, G and B in 0..1.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module | None,
+        head: DenseHead,
+        *,
+        selection: Selection,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__(mean=mean, std=std)
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.selection = selection
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """Maps of backbone and neck, finest first."""
+        maps = self.backbone(self.normalize(batch))
+        return maps if self.neck is None else self.neck(maps)
+
+    def losses(self, features: list[Tensor], batch: Batch) -> Losses:
+        """Losses of the head."""
+        padded = (batch.images.shape[-2], batch.images.shape[-1])
+        return self.head.loss(self.head(features), padded, batch)
+
+    def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
+        """The best candidates of each level together, then the selection."""
+        padded = (batch.images.shape[-2], batch.images.shape[-1])
+        levels = self.head.candidates(self.head(features), padded)
+        found = []
+        for image, (size, original) in enumerate(
+            zip(batch.sizes, batch.original_sizes, strict=True)
+        ):
+            best = [self._best(boxes[image], scores[image]) for boxes, scores in levels]
+            boxes, scores = (torch.cat(part) for part in zip(*best, strict=True))
+            found.append(self.selection(boxes[:, None], scores, size, original))
+        return found
+
+    def _best(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The best `pre_nms` pairs of box and class of a level; the other scores become 0."""
+        count = self.selection.pre_nms
+        if count is None or scores.numel() <= count:
+            return boxes, scores
+        best, index = scores.flatten().topk(count)
+        kept = torch.zeros_like(scores.flatten()).scatter_(0, index, best)
+        return boxes, kept.view_as(scores)
