@@ -48,7 +48,8 @@ class FPNConfig(Section):
 
     channels: PositiveInt = 256
     extra: Literal["pool", "p6p7"] | None = "pool"
-    norm: Literal["batch"] | None = None
+    p6_source: Literal["p5", "c5"] = "p5"  # of "p6p7": from the last map that comes out, or goes in
+    norm: Literal["batch", "group"] | None = None
 
 
 class RPNConfig(Section):
@@ -57,6 +58,7 @@ class RPNConfig(Section):
     # of each level; null: one of 8 times its stride (32 to 512 on a pyramid of strides 4 to 64)
     anchor_sizes: tuple[tuple[Positive, ...], ...] | None = None
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    convs: PositiveInt = 1  # before the last layers
     positive_iou: Fraction = 0.7
     negative_iou: Fraction = 0.3
     samples: PositiveInt = 256
@@ -80,7 +82,11 @@ class RoIConfig(Section):
     aligned: bool = False
     canonical_size: Positive = 224.0
     canonical_level: int = 4
-    hidden: PositiveInt = 1024
+    convs: NonNegativeInt = 0  # on the patches, before they are flattened
+    conv_channels: PositiveInt = 256
+    conv_norm: Literal["batch", "group"] | None = "batch"
+    fcs: PositiveInt = 2  # hidden layers
+    hidden: PositiveInt = 1024  # features of each
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.5
     samples: PositiveInt = 512

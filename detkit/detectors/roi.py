@@ -102,28 +102,40 @@ class RoIAlign(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Two hidden layers, then class logits and box offsets.
+    """Hidden layers, then class logits and box offsets.
 
     Args:
         in_features: numbers in a flattened patch.
-        hidden: width of both hidden layers.
+        hidden: width of the hidden layers.
         num_classes: C, without background.
         class_agnostic: one box for all classes instead of one for each.
+        fcs: how many hidden layers; they are called fc6, fc7, ... as in VGG.
+        convs: patches to patches, before they are flattened.
     """
 
     def __init__(
-        self, in_features: int, hidden: int, num_classes: int, *, class_agnostic: bool
+        self,
+        in_features: int,
+        hidden: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool,
+        fcs: int = 2,
+        convs: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.fc6 = nn.Linear(in_features, hidden)
-        self.fc7 = nn.Linear(hidden, hidden)
+        self.convs = convs
+        self.fcs = [f"fc{6 + index}" for index in range(fcs)]
+        for index, name in enumerate(self.fcs):
+            self.add_module(name, nn.Linear(hidden if index else in_features, hidden))
         self.cls_score = nn.Linear(hidden, num_classes + 1)  # background last
         self.bbox_pred = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[R, C + 1]` and offsets `[R, C, 4]` (`[R, 1, 4]` if class-agnostic)."""
-        hidden = F.relu(self.fc6(patches.flatten(1)))
-        hidden = F.relu(self.fc7(hidden))
+        hidden = (patches if self.convs is None else self.convs(patches)).flatten(1)
+        for name in self.fcs:
+            hidden = F.relu(self.get_submodule(name)(hidden))
         logits = at_least_float32(self.cls_score(hidden))
         offsets = at_least_float32(self.bbox_pred(hidden))
         return logits, offsets.unflatten(1, (-1, 4))

@@ -28,28 +28,35 @@ from detkit.structures import Batch, Size
 
 
 class RPNHead(nn.Module):
-    """Shared 3x3 convolution, then objectness and box offsets for each anchor of a cell.
+    """Shared 3x3 convolutions, then objectness and box offsets for each anchor of a cell.
 
     Args:
         channels: of every feature map.
         num_anchors: A.
+        convs: how many convolutions are shared.
     """
 
-    def __init__(self, channels: int, num_anchors: int) -> None:
+    def __init__(self, channels: int, num_anchors: int, *, convs: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.more_convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1)
+        )
         self.cls_logits = nn.Conv2d(channels, num_anchors, 1)
         self.bbox_pred = nn.Conv2d(channels, 4 * num_anchors, 1)
-        for layer in (self.conv, self.cls_logits, self.bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level logits `[B, H*W*A]`, offsets `[B, H*W*A, 4]`, in the order of anchors."""
         logits, offsets = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
+            for conv in self.more_convs:
+                hidden = F.relu(conv(hidden))
             logit = self.cls_logits(hidden)  # [B, A, H, W]
             offset = self.bbox_pred(hidden)  # [B, A*4, H, W]
             logits.append(at_least_float32(logit.permute(0, 2, 3, 1).flatten(1)))

@@ -96,7 +96,13 @@ def _fpn(
                 "give model.backbone.out_indices one entry, e.g. [3]"
             )
         return None, maps
-    neck = FPN(channels, config.channels, extra=config.extra, norm=config.norm)
+    neck = FPN(
+        channels,
+        config.channels,
+        extra=config.extra,
+        norm=config.norm,
+        p6_source=config.p6_source,
+    )
     strides = neck.out_strides([each.stride for each in maps])
     # a coarser level keeps every second cell of the one before, from the first on
     centers = [each.center for each in maps] + [maps[-1].center] * (len(strides) - len(maps))

@@ -8,6 +8,8 @@ from detkit.detectors.factory.parts import build_body, build_selection
 from detkit.detectors.region_proposal import RegionProposal
 from detkit.detectors.roi import BoxHead, BoxLoss, RoIAlign, RoIHead
 from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
+from detkit.detectors.towers import conv_tower
+from detkit.nn.init import initialise
 from detkit.ops import Assigner, Selection
 
 
@@ -46,7 +48,7 @@ def _rpn(config: RPNConfig, channels: int, levels: list[MapGeometry]) -> RPN:
         )
 
     return RPN(
-        RPNHead(channels, anchors.num_anchors),
+        RPNHead(channels, anchors.num_anchors, convs=config.convs),
         anchors,
         assigner=Assigner(
             positive_iou=config.positive_iou,
@@ -78,12 +80,7 @@ def _roi(
             canonical_size=config.canonical_size,
             canonical_level=config.canonical_level,
         ),
-        BoxHead(
-            channels * config.resolution**2,
-            config.hidden,
-            num_classes,
-            class_agnostic=config.class_agnostic,
-        ),
+        _box_head(config, channels, num_classes),
         assigner=Assigner(
             positive_iou=config.positive_iou,
             negative_iou=config.negative_iou,
@@ -93,4 +90,20 @@ def _roi(
         box_weights=config.box_weights,
         box_loss=BoxLoss(config.box_loss, config.box_loss_weight, config.smooth_l1_beta),
         selection=selection,
+    )
+
+
+def _box_head(config: RoIConfig, channels: int, num_classes: int) -> BoxHead:
+    convs = None
+    if config.convs:
+        convs = conv_tower(channels, config.conv_channels, config.convs, norm=config.conv_norm)
+        initialise(convs, "he_normal", mode="fan_out")
+        channels = config.conv_channels
+    return BoxHead(
+        channels * config.resolution**2,
+        config.hidden,
+        num_classes,
+        class_agnostic=config.class_agnostic,
+        fcs=config.fcs,
+        convs=convs,
     )
