@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Section
+from detkit.config.base import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OpenFraction,
+    Positive,
+    Section,
+)
 
 
 class BackboneConfig(Section):
@@ -108,19 +115,87 @@ class SlidingWindowConfig(Section):
 class RetinaNetConfig(Section):
     """Anchors on a pyramid, judged at once, with the focal loss."""
 
+    # of each level; null: `octave_scales` a level, from 4 times its stride on, whole pixels
+    anchor_sizes: tuple[tuple[Positive, ...], ...] | None = None
+    octave_scales: PositiveInt = 3  # 4, 5.04 and 6.35 times the stride
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    convs: NonNegativeInt = 4  # before the last layers, of classes and of boxes
+    norm: Literal["batch", "group"] | None = None  # of these
+    prior: OpenFraction = 0.01  # probability that the untrained head gives each class
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.4
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_loss_weight: NonNegative = 1.0
+    smooth_l1_beta: NonNegative = 0.0  # 0: L1
+
 
 class FCOSConfig(Section):
     """Every cell inside a box predicts the box; no anchors."""
+
+    # pixels to the farthest side, from which on a box is for the next level; null: 8 strides
+    size_limits: tuple[Positive, ...] | None = None
+    center_radius: Positive = 1.5  # strides from the centre of a box within which its cells are
+    convs: NonNegativeInt = 4  # before the last layers, of classes and of boxes
+    norm: Literal["batch", "group"] | None = "group"  # of these
+    prior: OpenFraction = 0.01  # probability that the untrained head gives each class
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
 
 
 class TaskAlignedConfig(Section):
     """Cells learn from the objects that they both classify and locate best."""
 
 
+class FusionConfig(Section):
+    """How the detections that several looks at a picture gave become one answer."""
+
+    nms: Literal["hard"] | None = None  # null: hard; for several checkpoints weighted boxes
+    iou_threshold: Fraction | None = None  # null: that of model.select
+    sigma: Positive = 0.5  # of the kinds that lower scores by a Gaussian
+    class_agnostic: bool | None = None  # null: as model.select
+    score_threshold: Fraction = 1e-3  # what a kind lowers to less than this goes
+    max_detections: PositiveInt | None = None  # null: that of model.select; for tiles no limit
+
+
+# From and up to (not included) this many pixels; null: without end
+SizeRange = tuple[NonNegative, Positive | None]
+
+
 class ImagePyramidConfig(Section):
     """The same detector on scaled copies of the image."""
 
-    scales: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    scales: tuple[Positive, ...] | None = None  # null: 0.5, 1 and 2, or octaves where set
+    smallest: PositiveInt | None = None  # octaves: halve until a side would be shorter than this
+    per_octave: PositiveInt = 1  # copies from one size to its half
+    # of the objects that a copy is for: side (root of the area) in pixels of the copy; one range a
+    # scale, or one for all; null: each copy is for all
+    ranges: tuple[SizeRange, ...] | None = None
+    fusion: FusionConfig = FusionConfig()
+
+    @model_validator(mode="after")
+    def _scales_or_octaves(self) -> ImagePyramidConfig:
+        if self.smallest is not None and self.scales is not None:
+            raise ValueError("scales and smallest exclude each other; set one to null")
+        if self.smallest is None and self.scales is None:
+            self.__dict__["scales"] = (0.5, 1.0, 2.0)
+        check_ranges(self.ranges, self.scales)
+        return self
+
+
+def check_ranges(ranges: tuple[SizeRange, ...] | None, scales: tuple[float, ...] | None) -> None:
+    """Raise unless there is a range for each scale (None: as many as the image gives) or one."""
+    if scales is not None and not scales:
+        raise ValueError("scales are empty; give at least one, e.g. [1]")
+    if ranges is None:
+        return
+    if len(ranges) != 1 and (scales is None or len(ranges) != len(scales)):
+        wanted = "one for all octaves" if scales is None else f"one each of {len(scales)} scales"
+        raise ValueError(f"ranges has {len(ranges)} entries; give {wanted}, or one for all")
+    for low, high in ranges:
+        if high is not None and not low < high:
+            raise ValueError(f"ranges has [{low:g}, {high:g}], whose end is not above its start")
 
 
 class SelectConfig(Section):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PlainValidator, PositiveInt, model_validator
 
 from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Section
+from detkit.config.model import FusionConfig, SizeRange, check_ranges
 
 
 class OptimizerConfig(Section):
@@ -55,10 +56,45 @@ class TrainConfig(Section):
     log_every: PositiveInt = 10  # steps between lines in metrics.jsonl
 
 
+def check_thresholds(value: Any) -> float | dict[str, float] | str | None:
+    """What may stand for score thresholds; said in one line, which a union of types cannot."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    by_class = value if isinstance(value, dict) else {"": value}
+    for name, number in by_class.items():
+        whole = isinstance(number, int | float) and not isinstance(number, bool)
+        if not (isinstance(name, str) and whole and 0 <= number <= 1):
+            raise ValueError(
+                "thresholds are a number in 0..1, {name of a class: number}, or a file of these"
+            )
+    return {name: float(x) for name, x in value.items()} if value is by_class else float(value)
+
+
+Thresholds = Annotated[float | dict[str, float] | str | None, PlainValidator(check_thresholds)]
+
+
 class TestConfig(Section):
-    """Everything about testing."""
+    """Everything about testing, and about prediction with the finished detector."""
 
     __test__ = False  # pytest: not a test case
 
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt = 8  # pictures, or tiles of a picture
     amp: Literal["auto", "bf16", "fp16", "off"] = "off"
+    # looked at in these sizes, as factors on data.resize; pixels come from the original picture
+    scales: tuple[Positive, ...] = (1.0,)
+    ranges: tuple[SizeRange, ...] | None = None  # see model.image_pyramid.ranges
+    flip: bool = False  # look at the mirror image, too
+    # cut pictures larger than this many of their own pixels into tiles of this side; each is
+    # prepared as a picture of its own, by data.resize
+    tile: PositiveInt | None = None
+    tile_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.2  # least share of neighbours in a tile
+    tile_whole: bool = False  # look at the whole picture, too: objects larger than the overlap
+    fusion: FusionConfig = FusionConfig()
+    weights: tuple[Positive, ...] | None = None  # of several checkpoints; null: all alike
+    # lowest score: a number, {name of a class: number}, or a file of these; unnamed ones: 0
+    thresholds: Thresholds = None
+
+    @model_validator(mode="after")
+    def _a_range_for_each_scale(self) -> TestConfig:
+        check_ranges(self.ranges, self.scales)
+        return self
