@@ -1,8 +1,6 @@
 """What a change of the recipe buys: train every combination of values with several seeds.
 
-Each training is a run of its own, in a folder below that of the ablation, and gives the same bits
-as the same recipe alone: the engine seeds every epoch anew, so nothing depends on what ran before
-in the process. A run that is done is not repeated, an interrupted one is resumed.
+Each training is a run of its own, in a folder below that of the ablation, see `trials`.
 
 From the top: `parse_sweep` reads what to vary, `plan_ablation` makes the recipes of all runs,
 `run_ablation` checks them all, trains, tests and measures.
@@ -16,7 +14,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,29 +21,27 @@ from typing import Any
 import torch
 
 from detkit.config import (
-    CocoSource,
     ConfigError,
-    Recipe,
-    SyntheticSource,
     load_recipe,
     parse_yaml,
 )
-from detkit.data import CocoDataset
-from detkit.detectors import create_detector
-from detkit.engine.checkpoint import load_checkpoint
-from detkit.engine.data import build_dataset, check_same_classes, eval_loader, train_loader
-from detkit.engine.device import amp_dtype
-from detkit.engine.evaluate import measure_checkpoint, source_to_test
 from detkit.engine.latency import TimedDetector, interleaved_latencies
-from detkit.engine.train import train
+from detkit.engine.trials import (
+    Datasets,
+    Trial,
+    as_text,
+    check_earlier,
+    refuse_twins,
+    rehearse,
+    run_trials,
+    timed_detector,
+)
 from detkit.evaluation.comparison import Comparison, RelativeLatency, SeedScore, Variant
 from detkit.evaluation.comparison_plot import draw_comparison
 from detkit.files import write_atomically
-from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 8  # of the test data, over which latency is measured
 ROUNDS = 40
 
 
@@ -56,24 +51,6 @@ class Sweep:
 
     key: str
     values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training: a recipe with its seed, and where its files go."""
-
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def result(self) -> Path:
-        """The file of its numbers; it is there once the trial is done."""
-        return self.folder / "metrics.json"
-
-    @property
-    def begun(self) -> bool:
-        """Whether there is something to go on from; the recipe follows the first checkpoint."""
-        return (self.folder / "last.pt").exists() and (self.folder / "recipe.yaml").exists()
 
 
 @dataclass(frozen=True)
@@ -124,7 +101,7 @@ def parse_sweep(text: str) -> Sweep:
         (values,) = values
     if not values:
         raise ConfigError(f"sweep {text!r} names no value; give some: {key}=value,value,...")
-    _refuse_twins([_as_text(value) for value in values], f"sweep {text!r}")
+    refuse_twins([as_text(value) for value in values], f"sweep {text!r}")
     return Sweep(key, tuple(values))
 
 
@@ -137,14 +114,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds = parse_yaml(f"[{text}]", f"seeds {text!r}")
     if not seeds or any(type(seed) is not int for seed in seeds):
         raise ConfigError(f"seeds {text!r} are not whole numbers with commas between, e.g. 0,1,2")
-    _refuse_twins([str(seed) for seed in seeds], f"seeds {text!r}")
+    refuse_twins([str(seed) for seed in seeds], f"seeds {text!r}")
     return tuple(seeds)
-
-
-def _refuse_twins(names: Sequence[str], where: str) -> None:
-    twins = sorted({name for name in names if names.count(name) > 1})
-    if twins:
-        raise ConfigError(f"{where}: {', '.join(twins)} is given twice; give each value once")
 
 
 def plan_ablation(
@@ -167,7 +138,7 @@ def plan_ablation(
     Raises:
         ConfigError: a recipe that is not valid, a key that is swept twice.
     """
-    _refuse_twins([sweep.key for sweep in sweeps], "sweep")
+    refuse_twins([sweep.key for sweep in sweeps], "sweep")
     base = load_recipe(recipe, overrides)
     keys = _short_keys([sweep.key for sweep in sweeps])
     place = Path(folder or Path("runs", "_".join((base.name, *(keys or ("seeds",))))))
@@ -180,8 +151,8 @@ def plan_ablation(
             name = _folder_name(keys, values, seed)
             settings = [*overrides, *changes, f"seed={seed}", f"name={json.dumps(name)}"]
             trials.append(Trial(load_recipe(recipe, settings), place / name))
-        combinations.append(Combination(tuple(map(_as_text, values)), tuple(trials)))
-    _refuse_twins([each.trials[0].folder.name for each in combinations], "sweep")
+        combinations.append(Combination(tuple(map(as_text, values)), tuple(trials)))
+    refuse_twins([each.trials[0].folder.name for each in combinations], "sweep")
     return Plan(place, keys, tuple(combinations))
 
 
@@ -194,16 +165,9 @@ def _short_keys(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(short) if keys else ()
 
 
-def _as_text(value: Any) -> str:
-    """A value as it stands in the table: words as they are, all else as JSON; "none" for null."""
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _folder_name(keys: Sequence[str], values: Sequence[Any], seed: int) -> str:
     """A name made of the values; where it cannot hold them, the beginning of their hash follows."""
-    exact = "_".join(f"{key}-{_as_text(v)}" for key, v in zip(keys, values, strict=True))
+    exact = "_".join(f"{key}-{as_text(v)}" for key, v in zip(keys, values, strict=True))
     name = re.sub(r"[^\w.]+", "-", exact)[:80].rstrip("-")
     if name != exact:
         name += f"-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
@@ -221,7 +185,7 @@ def run_ablation(plan: Plan, *, device: torch.device) -> Comparison:
     """
     datasets = Datasets()
     parameters = check_plan(plan, device, datasets)
-    run_trials(plan, device)
+    run_trials(plan.trials, device)
     comparison = compare(plan, parameters, device, datasets)
     for suffix, content in (
         ("md", f"{comparison.text()}\n"),
@@ -231,20 +195,6 @@ def run_ablation(plan: Plan, *, device: torch.device) -> Comparison:
     ):
         write_atomically(plan.folder / f"ablation.{suffix}", content)
     return comparison
-
-
-class Datasets:
-    """Reads each data set once, for the checks before the trials and the timing after them."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, CocoDataset] = {}
-
-    def read(self, source: CocoSource | SyntheticSource, role: str) -> CocoDataset:
-        """The data set of this source; `role` as in `build_dataset`."""
-        name = source.model_dump_json()
-        if name not in self._known:
-            self._known[name] = build_dataset(source, role=role)
-        return self._known[name]
 
 
 def check_plan(plan: Plan, device: torch.device, datasets: Datasets) -> list[int]:
@@ -259,11 +209,11 @@ def check_plan(plan: Plan, device: torch.device, datasets: Datasets) -> list[int
     if plan.folder.exists() and not plan.folder.is_dir():
         raise ConfigError(f"{plan.folder} is a file; give another --out, a folder")
     for trial in plan.trials:
-        _check_earlier(trial)
+        check_earlier(trial)
     counts = []
     for combination in plan.combinations:
         try:
-            counts.append(_rehearse(combination.trials[0].recipe, device, datasets))
+            counts.append(rehearse(combination.trials[0].recipe, device, datasets))
         except ValueError as error:
             raise ConfigError(f"{_title(plan, combination)}{error}") from None
     return counts
@@ -272,93 +222,6 @@ def check_plan(plan: Plan, device: torch.device, datasets: Datasets) -> list[int
 def _title(plan: Plan, combination: Combination) -> str:
     pairs = zip(plan.keys, combination.values, strict=True)
     return " ".join(f"{key}={value}" for key, value in pairs) + (": " if plan.keys else "")
-
-
-def _rehearse(recipe: Recipe, device: torch.device, datasets: Datasets) -> int:
-    """The number of parameters of a detector that was built and has looked at a picture."""
-    if recipe.data.train is None:
-        raise ConfigError("data.train is missing; name the annotations to train on")
-    train_set = datasets.read(recipe.data.train, "train")
-    test_set = datasets.read(source_to_test(recipe), "test")
-    check_same_classes(test_set, train_set.class_names, "test")
-    if recipe.data.val is not None:
-        val_set = datasets.read(recipe.data.val, "val")
-        check_same_classes(val_set, train_set.class_names, "val")
-    amp_dtype(recipe.train.amp, device)
-    dtype = amp_dtype(recipe.test.amp, device)
-    train_loader(recipe, train_set, pin_memory=False)
-    detector = create_detector(recipe.model, num_classes=len(train_set.class_names)).to(device)
-    (batch,) = _pictures(recipe, test_set, device, count=1)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-    ):
-        detector.eval()(batch)
-    return sum(parameter.numel() for parameter in detector.parameters())
-
-
-def _pictures(
-    recipe: Recipe, dataset: CocoDataset, device: torch.device, *, count: int
-) -> list[Batch]:
-    """The first pictures of a data set as the recipe prepares them, one in each batch."""
-    test = recipe.test.model_copy(update={"batch_size": 1})
-    data = recipe.data.model_copy(update={"workers": 0})
-    recipe = recipe.model_copy(update={"test": test, "data": data})
-    loader = eval_loader(recipe, dataset, pin_memory=False)
-    return [batch.without_targets().to(device) for batch in itertools.islice(loader, count)]
-
-
-def _check_earlier(trial: Trial) -> None:
-    """Raise where the folder holds a trial with other settings: a table must not mix them."""
-    path = trial.folder / "recipe.yaml"
-    if not path.exists():
-        return
-    differences = list(_differences(load_recipe(path).model_dump(), trial.recipe.model_dump()))
-    if differences:
-        raise ConfigError(
-            f"{trial.folder} was made with {'; '.join(differences[:3])}; "
-            "give another --out, or the settings of before"
-        )
-
-
-def _differences(earlier: Any, now: Any, place: str = "") -> Iterator[str]:
-    if isinstance(earlier, dict) and isinstance(now, dict) and earlier.keys() == now.keys():
-        for key in earlier:
-            yield from _differences(earlier[key], now[key], f"{place}.{key}" if place else key)
-    elif earlier != now:
-        yield f"{place}={_as_text(earlier)}, not {_as_text(now)}"
-
-
-def run_trials(plan: Plan, device: torch.device) -> None:
-    """Train and test what is not done yet."""
-    trials = plan.trials
-    for number, trial in enumerate(trials, start=1):
-        title = f"run {number} of {len(trials)}: {trial.folder.name}"
-        if trial.result.exists():
-            logger.info("%s is done", title)
-            continue
-        logger.info("%s", title)
-        try:
-            _run_trial(trial, device)
-        except FloatingPointError as error:  # its own values' fault: the others can go on
-            logger.error("%s failed: %s", title, error)
-
-
-def _run_trial(trial: Trial, device: torch.device) -> None:
-    with _threads_kept():
-        train(trial.recipe, folder=trial.folder, device=device, resume=trial.begun)
-        checkpoint = load_checkpoint(trial.folder / "best.pt")
-        measure_checkpoint(checkpoint, folder=trial.folder, device=device)
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Training leaves cores to its workers; the next trial must find as many as this one did."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def compare(
@@ -388,22 +251,12 @@ def _latencies(
     for combination in plan.combinations:
         done = (trial.folder / "best.pt" for trial in combination.trials if trial.result.exists())
         best = next((path for path in done if path.exists()), None)
-        timed.append(None if best is None else _timed_detector(best, device, datasets))
+        timed.append(None if best is None else timed_detector(best, device, datasets))
     known = [each for each in timed if each is not None]
     if timed[0] is None:
         return [None] * len(timed)
     found = iter(interleaved_latencies(known, device=device, rounds=ROUNDS))
     return [None if each is None else next(found) for each in timed]
-
-
-def _timed_detector(path: Path, device: torch.device, datasets: Datasets) -> TimedDetector:
-    """The trained detector and the first pictures of its test data."""
-    checkpoint = load_checkpoint(path)
-    recipe = checkpoint.recipe
-    dataset = datasets.read(source_to_test(recipe), "test")
-    batches = _pictures(recipe, dataset, device, count=PICTURES)
-    detector = checkpoint.detector().to(device)
-    return TimedDetector(detector, batches, amp_dtype(recipe.test.amp, device))
 
 
 def _notes(plan: Plan, variants: Sequence[Variant], device: torch.device) -> Iterator[str]:

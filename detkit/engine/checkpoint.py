@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of plain values and tensors, so that it loads with `weights_only=True`:
 "recipe", "class_names", "category_ids", "model" (the weights to use: the average, where one is
-kept), "epoch", "metrics"; and in `last.pt` also "training", from which training continues.
+kept), "epoch", "metrics", "seconds"; and in `last.pt` also "training", from which training
+continues.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Checkpoint:
         epoch: how many epochs were complete.
         metrics: of the last validation.
         training: what `last.pt` holds beside, or None.
+        seconds: how long it was trained, validation included; None where it is not known.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class Checkpoint:
     epoch: int
     metrics: dict[str, Any]
     training: dict[str, Any] | None
+    seconds: float | None = None
 
     def detector(self) -> Detector:
         """The detector with these weights, ready to predict.
@@ -70,6 +73,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "model": checkpoint.weights,
         "epoch": checkpoint.epoch,
         "metrics": checkpoint.metrics,
+        "seconds": checkpoint.seconds,
     }
     if checkpoint.training is not None:
         content["training"] = checkpoint.training
@@ -94,6 +98,7 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
         epoch=content["epoch"],
         metrics=content["metrics"],
         training=content.get("training"),
+        seconds=content.get("seconds"),
     )
 
 

@@ -57,6 +57,7 @@ class State:
         step: complete steps.
         best: highest AP so far; it is -1 where the validation data has no truths.
         metrics: of the last validation.
+        seconds: how long training took so far, also before it was interrupted.
     """
 
     detector: Detector
@@ -68,6 +69,7 @@ class State:
     step: int = 0
     best: float = -math.inf
     metrics: dict[str, Any] | None = None
+    seconds: float = 0.0
 
     @property
     def result(self) -> Detector:
@@ -126,7 +128,7 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
     distributed.barrier()  # nobody has read a file by now that the main process is about to change
     log = _open_run(run, state) if distributed.is_main() else None
     model = _parallel(state.detector, device)
-    start = time.perf_counter()
+    start = time.perf_counter() - state.seconds
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         _progress_bar(run, state) as bar,
@@ -135,12 +137,12 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
             _train_epoch(model, state, run, log, bar)
             state.epoch += 1
             best = _validate(state, run, log, bar)
+            state.seconds = time.perf_counter() - start
             if log is not None:
                 _save(state, run, best=best)
             distributed.barrier()
     if log is not None:
-        minutes = (time.perf_counter() - start) / 60
-        logger.info("trained in %.1f minutes; results in %s", minutes, folder)
+        logger.info("trained in %.1f minutes; results in %s", state.seconds / 60, folder)
 
 
 def _prepare(recipe: Recipe, folder: Path, device: torch.device) -> Run:
@@ -336,6 +338,7 @@ def _save(state: State, run: Run, *, best: bool) -> None:
         epoch=state.epoch,
         metrics=state.metrics or {},
         training=None,
+        seconds=state.seconds,
     )
     if best:  # first: a run that is killed in between goes on from before this epoch
         save_checkpoint(run.folder / "best.pt", checkpoint)
@@ -380,6 +383,7 @@ def _restore(state: State, run: Run) -> None:
         state.ema.load_state_dict(training["ema"])
     state.epoch, state.step = checkpoint.epoch, training["step"]
     state.best, state.metrics = training["best"], checkpoint.metrics
+    state.seconds = checkpoint.seconds or 0.0
 
 
 def _seed_epoch(seed: int, epoch: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detkit.config import ConfigError, Recipe, load_recipe, recipe_to_yaml
-from detkit.engine import ablation
+from detkit.engine import ablation, trials
 from detkit.engine import train as training
 from detkit.engine.ablation import (
     Plan,
@@ -204,7 +204,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(recipe.name + " resumed" * settings["resume"])
         train(recipe, **settings)
 
-    monkeypatch.setattr(ablation, "train", watched)
+    monkeypatch.setattr(trials, "train", watched)
     return names
 
 
@@ -305,9 +305,7 @@ def test_interrupted_run_is_resumed(
     plan = make_plan(recipe_file, tmp_path)
     second = plan.trials[1]
     with pytest.MonkeyPatch.context() as patch:
-        owner, name = (
-            (training, "_finite") if place == "training" else (ablation, "load_checkpoint")
-        )
+        owner, name = (training, "_finite") if place == "training" else (trials, "load_checkpoint")
         original = getattr(owner, name)
 
         def interrupted(*args: Any) -> Any:
@@ -354,12 +352,12 @@ def test_threads_are_those_of_before(
         if len(seen) == 2:
             raise FloatingPointError("loss is NaN")
 
-    monkeypatch.setattr(ablation, "train", greedy)
-    monkeypatch.setattr(ablation, "load_checkpoint", greedy)
-    monkeypatch.setattr(ablation, "measure_checkpoint", greedy)
+    monkeypatch.setattr(trials, "train", greedy)
+    monkeypatch.setattr(trials, "load_checkpoint", greedy)
+    monkeypatch.setattr(trials, "measure_checkpoint", greedy)
     torch.set_num_threads(2)
     try:
-        ablation.run_trials(make_plan(recipe_file, tmp_path), CPU)
+        trials.run_trials(make_plan(recipe_file, tmp_path).trials, CPU)
         assert seen == [2, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1]
         assert torch.get_num_threads() == 2
     finally:
