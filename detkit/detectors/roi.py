@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, roi_pool
 
 from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.ops import (
@@ -21,24 +21,85 @@ from detkit.ops import (
     Assigner,
     Selection,
     box_area,
+    clip_boxes,
     decode,
     encode,
     giou_loss,
 )
 from detkit.ops.box_coder import Weights
-from detkit.structures import Batch, Detections
+from detkit.structures import Batch, Detections, Size
 
 
-class RoIAlign(nn.Module):
+class RegionPool(nn.Module):
     """Cut a fixed-size patch out of the pyramid level that fits each region's size.
 
     Args:
         maps: where the cells of the finest feature maps are; as many maps are used.
         resolution: side of the patch.
-        sampling_ratio: points a bin and direction; 0 adapts to the region's size.
-        aligned: shift by half a pixel, so that a pixel's centre is where it is.
         canonical_size: a region with sides of this many pixels belongs to `canonical_level`.
         canonical_level: log2 of that level's stride.
+    """
+
+    aligned = False  # whether coordinates are shifted by half a pixel
+
+    def __init__(
+        self,
+        maps: Sequence[MapGeometry],
+        *,
+        resolution: int,
+        canonical_size: float,
+        canonical_level: int,
+    ) -> None:
+        super().__init__()
+        self.maps = tuple(maps)
+        self.resolution = resolution
+        self.canonical_size = canonical_size
+        self.canonical_level = canonical_level
+
+    def forward(self, features: list[Tensor], regions: list[Tensor]) -> Tensor:
+        """Patches `[R, D, resolution, resolution]` of the regions `[R_i, 4]` of each image."""
+        boxes = torch.cat(regions)
+        level = self.level_of(boxes)  # [R]
+        order = level.argsort()
+        counts = torch.bincount(level, minlength=len(self.maps)).tolist()
+        rois = with_image(regions)[order]
+        patches = [
+            self._on_map(feature, part, geometry)
+            # extra levels of the pyramid are for the proposals only
+            for feature, part, geometry in zip(
+                features, rois.split(counts), self.maps, strict=False
+            )
+        ]
+        return torch.cat(patches)[order.argsort()]
+
+    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """Patches of the regions `[R, 5]` of one map with `scale` cells a pixel."""
+        raise NotImplementedError
+
+    def _on_map(self, feature: Tensor, rois: Tensor, geometry: MapGeometry) -> Tensor:
+        offset = geometry.roi_offset(aligned=self.aligned)
+        if offset:
+            rois = rois - rois.new_tensor([0.0, offset, offset, offset, offset])
+        # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
+        feature_ = feature.to(rois.dtype, memory_format=torch.contiguous_format)
+        return self.cut(feature_, rois, 1 / geometry.stride).to(feature.dtype)
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """Index `[R]` of the level for each box (equation 1 of arXiv 1612.03144)."""
+        scale = box_area(boxes).sqrt() / self.canonical_size
+        # 1e-6 as in torchvision: a region of exactly the canonical size must not fall a level lower
+        fitting = self.canonical_level + torch.log2(scale) + 1e-6  # log2 of the stride
+        coarser = [math.log2(each.stride) for each in self.maps[1:]]
+        return torch.bucketize(fitting, fitting.new_tensor(coarser), right=True)
+
+
+class RoIAlign(RegionPool):
+    """Patches of values between the cells, nothing rounded (arXiv 1703.06870, section 3).
+
+    Args:
+        maps: see `RegionPool`, as all that is not below.
+        sampling_ratio: points a bin and direction; 0 adapts to the region's size.
+        aligned: shift by half a pixel, so that a pixel's centre is where it is.
     """
 
     def __init__(
@@ -51,54 +112,34 @@ class RoIAlign(nn.Module):
         canonical_size: float,
         canonical_level: int,
     ) -> None:
-        super().__init__()
-        self.maps = tuple(maps)
-        self.resolution = resolution
+        super().__init__(
+            maps,
+            resolution=resolution,
+            canonical_size=canonical_size,
+            canonical_level=canonical_level,
+        )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
-        self.canonical_size = canonical_size
-        self.canonical_level = canonical_level
 
-    def forward(self, features: list[Tensor], regions: list[Tensor]) -> Tensor:
-        """Patches `[R, D, resolution, resolution]` of the regions `[R_i, 4]` of each image."""
-        image = torch.cat([r.new_full((len(r), 1), float(i)) for i, r in enumerate(regions)])
-        boxes = torch.cat(regions)
-        level = self.level_of(boxes)  # [R]
-        order = level.argsort()
-        counts = torch.bincount(level, minlength=len(self.maps)).tolist()
-        rois = torch.cat([image, boxes], dim=1)[order]  # [R, 5]
-        patches = [
-            self._cut(feature, part, geometry)
-            # extra levels of the pyramid are for the proposals only
-            for feature, part, geometry in zip(
-                features, rois.split(counts), self.maps, strict=False
-            )
-        ]
-        return torch.cat(patches)[order.argsort()]
-
-    def _cut(self, feature: Tensor, rois: Tensor, geometry: MapGeometry) -> Tensor:
-        """Patches of one map; `rois` have the image's index in front."""
-        offset = geometry.roi_offset(aligned=self.aligned)
-        if offset:
-            rois = rois - rois.new_tensor([0.0, offset, offset, offset, offset])
-        # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
-        patches = roi_align(
-            feature.to(rois.dtype, memory_format=torch.contiguous_format),
-            rois,
-            self.resolution,
-            spatial_scale=1 / geometry.stride,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
+    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """The mean of the points in each bin."""
+        return roi_align(
+            feature, rois, self.resolution, scale, self.sampling_ratio, aligned=self.aligned
         )
-        return patches.to(feature.dtype)
 
-    def level_of(self, boxes: Tensor) -> Tensor:
-        """Index `[R]` of the level for each box (equation 1 of arXiv 1612.03144)."""
-        scale = box_area(boxes).sqrt() / self.canonical_size
-        # 1e-6 as in torchvision: a region of exactly the canonical size must not fall a level lower
-        fitting = self.canonical_level + torch.log2(scale) + 1e-6  # log2 of the stride
-        coarser = [math.log2(each.stride) for each in self.maps[1:]]
-        return torch.bucketize(fitting, fitting.new_tensor(coarser), right=True)
+
+class RoIPool(RegionPool):
+    """The largest value in each bin, after rounding to whole cells (arXiv 1504.08083, sec. 2.1)."""
+
+    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """The largest cell in each bin, 0 where a bin has none."""
+        return roi_pool(feature, rois, self.resolution, scale)
+
+
+def with_image(regions: Sequence[Tensor]) -> Tensor:
+    """Regions `[R_i, 4]` of each image as `[R, 5]`, the image's index in front."""
+    image = torch.cat([r.new_full((len(r), 1), float(i)) for i, r in enumerate(regions)])
+    return torch.cat([image, torch.cat(list(regions))], dim=1)
 
 
 class BoxHead(nn.Module):
@@ -141,6 +182,46 @@ class BoxHead(nn.Module):
         return logits, offsets.unflatten(1, (-1, 4))
 
 
+class ClassLoss(nn.Module):
+    """How wrong a region's class is.
+
+    Args:
+        focusing: gamma of (1 - p)^gamma, which turns cross entropy into the focal loss (arXiv
+            1708.02002, equation 4) of a softmax; 0 for cross entropy.
+        label_smoothing: share of the truth that is spread over all classes.
+        class_weights: of each class, background last; None for 1 each.
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        focusing: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.focusing = focusing
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("weights", weights, persistent=False)  # from the recipe
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss `[R]` of logits `[R, C + 1]` where `labels` `[R]` is true, C for background."""
+        loss = F.cross_entropy(
+            logits,
+            labels,
+            weight=None if self.weights is None else self.weights.to(logits),
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        if self.focusing == 0:
+            return loss
+        likely = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]  # [R]
+        return loss * (1 - likely) ** self.focusing
+
+
 @dataclass(frozen=True)
 class BoxLoss:
     """How the distance between a box and its truth is measured.
@@ -167,24 +248,26 @@ class BoxLoss:
 
 
 class RoIHead(nn.Module):
-    """Pool, classify and refine proposals.
+    """Cut out, classify and refine proposals.
 
     Args:
         pool: patches from feature maps and regions.
         head: logits and offsets from patches.
         assigner: which proposals learn what.
         box_weights: of the offsets.
+        class_loss: of all that were drawn.
         box_loss: of the positives.
         selection: of what is reported.
     """
 
     def __init__(
         self,
-        pool: RoIAlign,
+        pool: nn.Module,
         head: BoxHead,
         *,
         assigner: Assigner,
         box_weights: Weights,
+        class_loss: ClassLoss,
         box_loss: BoxLoss,
         selection: Selection,
     ) -> None:
@@ -193,6 +276,7 @@ class RoIHead(nn.Module):
         self.head = head
         self.assigner = assigner
         self.box_weights = box_weights
+        self.class_loss = class_loss
         self.box_loss = box_loss
         self.selection = selection
 
@@ -201,7 +285,15 @@ class RoIHead(nn.Module):
         return self.head(self.pool(features, proposals))
 
     def loss(self, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> Losses:
-        """Cross entropy over classes and background, and the box loss of the positives."""
+        """The class loss of all that were drawn, and the box loss of the positives."""
+        chosen, drawn = self.draw(features, proposals, batch)
+        logits, offsets = self(features, chosen)
+        return self.loss_of(logits, offsets, torch.cat(chosen), drawn)
+
+    def draw(
+        self, features: list[Tensor], proposals: list[Tensor], batch: Batch
+    ) -> tuple[list[Tensor], list[Assigned]]:
+        """Proposals `[S, 4]` of each image to learn from, and what they are to learn."""
         assert batch.targets is not None
         # truths are proposals too: in the beginning the first stage finds nothing to learn from
         candidates = [
@@ -212,21 +304,18 @@ class RoIHead(nn.Module):
             self.assigner(boxes, target)
             for boxes, target in zip(candidates, batch.targets, strict=True)
         ]
-        chosen = [boxes[a.index] for boxes, a in zip(candidates, drawn, strict=True)]
-        logits, offsets = self(features, chosen)
-        return self._loss_of(logits, offsets, torch.cat(chosen), drawn)
+        return [boxes[a.index] for boxes, a in zip(candidates, drawn, strict=True)], drawn
 
-    def _loss_of(
+    def loss_of(
         self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
     ) -> Losses:
+        """Losses of what was said of the drawn proposals `[R, 4]`."""
         positive = torch.cat([a.positive for a in drawn])  # [R]
         valid = torch.cat([a.valid for a in drawn])
         labels = torch.cat([a.labels for a in drawn])
         truths = torch.cat([a.boxes for a in drawn])  # [R, 4]
         background = logits.shape[1] - 1
-        classes = F.cross_entropy(
-            logits, torch.where(positive, labels, background), reduction="none"
-        )
+        classes = self.class_loss(logits, torch.where(positive, labels, background))
         column = labels if offsets.shape[1] > 1 else torch.zeros_like(labels)
         own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
         # Where there is no truth a unit box is compared to itself: finite whatever the proposal's
@@ -240,12 +329,31 @@ class RoIHead(nn.Module):
             "roi/box": (boxes * positive).sum() / count,
         }
 
+    @torch.no_grad()
+    def refine(
+        self, offsets: Tensor, proposals: list[Tensor], sizes: Sequence[Size]
+    ) -> list[Tensor]:
+        """The boxes `[R_i, 4]` of a class-agnostic head, clipped to each image.
+
+        Those without an area stay: they overlap nothing, so they are background in training, and
+        too small to be reported in testing.
+        """
+        boxes = decode(offsets[:, 0], torch.cat(proposals), weights=self.box_weights)
+        parts = boxes.split([len(p) for p in proposals])
+        return [clip_boxes(part, size) for part, size in zip(parts, sizes, strict=True)]
+
     def detect(
         self, features: list[Tensor], proposals: list[Tensor], batch: Batch
     ) -> list[Detections]:
         """Detections of each image in pixels of the original image."""
         logits, offsets = self(features, proposals)
-        scores = logits.softmax(dim=1)[:, :-1]  # [R, C], background dropped
+        return self.report(logits.softmax(dim=1), offsets, proposals, batch)
+
+    def report(
+        self, scores: Tensor, offsets: Tensor, proposals: list[Tensor], batch: Batch
+    ) -> list[Detections]:
+        """Detections from scores `[R, C + 1]` and offsets `[R, C or 1, 4]` of the proposals."""
+        scores = scores[:, :-1]  # [R, C], background dropped
         boxes = decode(offsets, torch.cat(proposals)[:, None], weights=self.box_weights)
         counts = [len(p) for p in proposals]
         return [

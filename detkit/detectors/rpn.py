@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.detectors.base import Losses, MapGeometry, at_least_float32
+from detkit.detectors.proposals import Proposer
 from detkit.ops import (
     Assigner,
     batched_nms,
     cell_anchors,
+    centred_boxes,
     clip_boxes,
     decode,
     encode,
@@ -69,24 +72,25 @@ class AnchorGrid(nn.Module):
     """Anchors of every level of a pyramid.
 
     Args:
-        sizes: anchor sizes in pixels, one tuple a level.
-        aspect_ratios: height / width, the same on all levels.
+        sizes: anchor sizes in pixels, one tuple a level; without `aspect_ratios` (height, width)
+            of each anchor.
+        aspect_ratios: height / width, each with every size, the same on all levels.
         levels: where the cells of each level are.
     """
 
     def __init__(
         self,
-        sizes: Sequence[Sequence[float]],
-        aspect_ratios: Sequence[float],
+        sizes: Sequence[Sequence[float | tuple[float, float]]],
+        aspect_ratios: Sequence[float] | None,
         levels: Sequence[MapGeometry],
     ) -> None:
         super().__init__()
         if len({len(level) for level in sizes}) != 1:
             raise ValueError(f"every level needs the same number of anchor sizes, got {sizes}")
-        self.num_anchors = len(sizes[0]) * len(aspect_ratios)
+        self.num_anchors = len(sizes[0]) * (1 if aspect_ratios is None else len(aspect_ratios))
         self.levels = tuple(levels)
         for level, level_sizes in enumerate(sizes):
-            cell = cell_anchors(level_sizes, aspect_ratios) + levels[level].center
+            cell = _cell(level_sizes, aspect_ratios) + levels[level].center
             self.register_buffer(f"cell{level}", cell, persistent=False)
 
     def forward(self, features: list[Tensor], padded: Size) -> list[Tensor]:
@@ -97,6 +101,11 @@ class AnchorGrid(nn.Module):
             stride = level.spacing(padded, shape)
             anchors.append(grid_anchors(self.get_buffer(f"cell{index}"), shape, stride))
         return anchors
+
+
+def _cell(sizes: Sequence[Any], aspect_ratios: Sequence[float] | None) -> Tensor:
+    """Anchors `[A, 4]` of a cell: sizes in all ratios, or pairs of height and width as they are."""
+    return centred_boxes(sizes) if aspect_ratios is None else cell_anchors(sizes, aspect_ratios)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class RPNOutput:
     offsets: list[Tensor]  # L x [B, N_l, 4]
 
 
-class RPN(nn.Module):
+class RPN(Proposer):
     """Score anchors, learn from truths, and hand the best boxes on.
 
     Args:
@@ -166,6 +175,21 @@ class RPN(nn.Module):
             )
         logits, offsets = self.head(features)
         return RPNOutput(self.anchors(features, padded), logits, offsets)
+
+    def find(self, features: list[Tensor], batch: Batch) -> list[Tensor]:
+        """The best boxes of each image, for the second stage to judge."""
+        output = self(features, (batch.images.shape[-2], batch.images.shape[-1]))
+        return self.propose(output, batch.sizes, self.test_limits)
+
+    def learn(self, features: list[Tensor], batch: Batch) -> tuple[list[Tensor], Losses]:
+        """The best boxes of each image, for the second stage to learn from, and the losses."""
+        output = self(features, (batch.images.shape[-2], batch.images.shape[-1]))
+        proposals = self.propose(output, batch.sizes, self.train_limits)
+        return proposals, self.loss(output, batch)
+
+    def most(self, size: Size) -> int:
+        """The limit of testing, whatever the size."""
+        return self.test_limits.post_nms
 
     def loss(self, output: RPNOutput, batch: Batch) -> Losses:
         """Objectness (binary cross entropy) and box loss (smooth L1) over the drawn anchors."""

@@ -1,5 +1,13 @@
 """Pure functions on tensors: boxes, anchors, matching, sampling, losses, suppression."""
 
+from detkit.ops.alignment import (
+    AlignedAssigner,
+    AlignedTargets,
+    Alignment,
+    PaddedTruths,
+    pad_truths,
+    task_aligned_match,
+)
 from detkit.ops.anchors import cell_anchors, centred_boxes, grid_anchors
 from detkit.ops.box_coder import decode, encode
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
@@ -25,14 +33,19 @@ from detkit.ops.losses import (
 from detkit.ops.matching import Match, match
 from detkit.ops.nms import batched_nms, nms, select_detections
 from detkit.ops.sampling import Assigned, Assigner, Sample, sample_balanced
-from detkit.ops.selection import Selection
+from detkit.ops.selection import SUPPRESSIONS, Selection, fuse, suppress
 
 __all__ = [
     "BOX_LOSSES",
     "OFFSET_LOSSES",
+    "SUPPRESSIONS",
+    "AlignedAssigner",
+    "AlignedTargets",
+    "Alignment",
     "Assigned",
     "Assigner",
     "Match",
+    "PaddedTruths",
     "Sample",
     "Selection",
     "batched_nms",
@@ -50,6 +63,7 @@ __all__ = [
     "distribution_focal_loss",
     "encode",
     "focal_loss",
+    "fuse",
     "giou_loss",
     "grid_anchors",
     "grid_points",
@@ -59,11 +73,14 @@ __all__ = [
     "l2_loss",
     "match",
     "nms",
+    "pad_truths",
     "pairwise_intersection",
     "quality_focal_loss",
     "sample_balanced",
     "scale_boxes",
     "select_detections",
     "smooth_l1_loss",
+    "suppress",
+    "task_aligned_match",
     "varifocal_loss",
 ]

@@ -27,6 +27,12 @@ def cell_anchors(
     return anchors.round() if rounded else anchors
 
 
+def centred_boxes(shapes: Sequence[Sequence[float]] | Tensor) -> Tensor:
+    """Boxes `[A, 4]` centred on the origin from their (height, width) `[A, 2]`."""
+    half = torch.as_tensor(shapes, dtype=torch.float32).reshape(-1, 2).flip(1) / 2  # (w, h)
+    return torch.cat([-half, half], dim=1)
+
+
 def grid_anchors(cell: Tensor, shape: tuple[int, int], stride: tuple[float, float]) -> Tensor:
     """Shift the anchors of one cell over a feature map.
 
@@ -44,3 +50,28 @@ def grid_anchors(cell: Tensor, shape: tuple[int, int], stride: tuple[float, floa
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=2)  # [H, W, 4]
     return (shifts[:, :, None] + cell).reshape(-1, 4)
+
+
+def grid_points(
+    shape: tuple[int, int],
+    stride: tuple[float, float],
+    *,
+    first: float = 0.0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Centres of the cells of a feature map.
+
+    Args:
+        shape: (H, W) of the feature map.
+        stride: (vertical, horizontal) pixels between cells.
+        first: pixel that the first cell is centred at, in both directions.
+        device: of the result.
+
+    Returns:
+        `[H * W, 2]` (x, y), rows first.
+    """
+    height, width = shape
+    y = torch.arange(height, device=device, dtype=torch.float32) * stride[0] + first
+    x = torch.arange(width, device=device, dtype=torch.float32) * stride[1] + first
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y], dim=2).flatten(0, 1)

@@ -6,7 +6,7 @@ from detkit.config import ModelConfig, RoIConfig, RPNConfig
 from detkit.detectors.base import MapGeometry
 from detkit.detectors.factory.parts import build_body, build_selection
 from detkit.detectors.region_proposal import RegionProposal
-from detkit.detectors.roi import BoxHead, BoxLoss, RoIAlign, RoIHead
+from detkit.detectors.roi import BoxHead, BoxLoss, ClassLoss, RoIAlign, RoIHead
 from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
 from detkit.detectors.towers import conv_tower
 from detkit.nn.init import initialise
@@ -88,6 +88,7 @@ def _roi(
             positive_fraction=config.positive_fraction,
         ),
         box_weights=config.box_weights,
+        class_loss=ClassLoss(),
         box_loss=BoxLoss(config.box_loss, config.box_loss_weight, config.smooth_l1_beta),
         selection=selection,
     )
