@@ -6,9 +6,9 @@ The defaults of `model` are those of torchvision's `fasterrcnn_resnet50_fpn`.
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from detkit.config.base import (
     Fraction,
@@ -146,6 +146,18 @@ class FCOSConfig(Section):
 
 class TaskAlignedConfig(Section):
     """Cells learn from the objects that they both classify and locate best."""
+
+    channels: PositiveInt | None = None  # of the towers; null: of the maps
+    convs: NonNegativeInt = 2  # of each tower
+    norm: Literal["batch", "group"] = "batch"
+    bins: Annotated[int, Field(ge=2)] = 17  # sides are at most bins - 1 strides from their cell
+    top_k: PositiveInt = 13  # cells that learn from an object at most
+    alpha: NonNegative = 1.0  # weight of the score in the choice of these cells
+    beta: NonNegative = 6.0  # weight of the overlap in it
+    box_loss: Literal["iou", "giou", "diou", "ciou"] = "giou"
+    class_weight: NonNegative = 1.0
+    box_weight: NonNegative = 2.0
+    distance_weight: NonNegative = 0.5
 
 
 class FusionConfig(Section):

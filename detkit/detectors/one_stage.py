@@ -7,15 +7,73 @@ level, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detkit.detectors.base import Detector, Losses
+from detkit.detectors.base import Detector, Losses, at_least_float32
 from detkit.ops import Selection
-from detkit.structures import Batch, Detections, Size
+from detkit.ops.matching import Match
+from detkit.structures import Batch, Detections, Size, Target
+
+
+def rows_of(output: Tensor, width: int) -> Tensor:
+    """A map `[B, A * width, H, W]` as `[B, H*W*A, width]`, in the order of anchors."""
+    return at_least_float32(output.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, width)))
+
+
+class CellTruths(NamedTuple):
+    """What N cells or anchors of B images learn.
+
+    Attributes:
+        positive: `[B, N]` bool.
+        negative: `[B, N]` bool; neither positive nor negative: ignored.
+        labels: `[B, N]`, meaningful where positive.
+        boxes: `[B, N, 4]`, meaningful where positive.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+def cell_truths(
+    matches: Sequence[Match], targets: Sequence[Target], predicted: Tensor
+) -> CellTruths:
+    """Look up the truth that each cell stands for.
+
+    Args:
+        matches: of each image.
+        targets: of each image.
+        predicted: `[B, N, 4]` boxes or offsets; the truths are as many, and of its precision.
+    """
+    positive = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
+    negative, labels = torch.zeros_like(positive), torch.zeros_like(positive, dtype=torch.int64)
+    boxes = torch.zeros_like(predicted)
+    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+        positive[image], negative[image] = match.positive, match.negative
+        if len(target) > 0:
+            labels[image], boxes[image] = target.labels[match.truth], target.boxes[match.truth]
+    return CellTruths(positive, negative, labels, boxes)
+
+
+def class_losses(
+    logits: Tensor, truths: CellTruths, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Sums `[B]` of a loss over the classes of all cells that are not ignored.
+
+    Args:
+        logits: `[B, N, C]`.
+        truths: of the same cells.
+        loss: of logits and targets in 0..1, element by element.
+    """
+    positive = truths.positive[..., None]
+    wanted = torch.zeros_like(logits).scatter_(2, truths.labels[..., None], positive.to(logits))
+    counts = truths.positive | truths.negative
+    return (loss(logits, wanted).sum(dim=2) * counts).sum(dim=1)
 
 
 class DenseHead(nn.Module):

@@ -5,6 +5,8 @@ B batch, D channels, H, W height and width.
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from detkit.nn.layers import norm_layer
@@ -37,7 +39,43 @@ def conv_tower(
         )
         block = nn.Sequential(conv)
         if norm is not None:
-            block.append(norm_layer(norm)(channels))
+            block.append(_norm(norm, channels))
         tower.append(block.append(nn.ReLU(inplace=True)))
         in_channels = channels
     return tower
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "group":
+        # 32 groups, but never of a single channel: on a map of one cell nothing of it would remain
+        return nn.GroupNorm(max(math.gcd(64, channels) // 2, 1), channels)
+    return norm_layer(name)(channels)
+
+
+def head_tower(
+    channels: int, count: int, *, norm: str | None, bias: bool | None = None
+) -> nn.Sequential:
+    """A tower of a one-stage head: `conv_tower` as wide as its input, with small weights."""
+    tower = conv_tower(channels, channels, count, norm=norm, bias=bias)
+    for layer in tower.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return tower
+
+
+def last_conv(channels: int, out_channels: int, *, prior: float = 0.5) -> nn.Conv2d:
+    """The 3x3 convolution that says something about each cell.
+
+    Args:
+        channels: of the map that goes in.
+        out_channels: numbers a cell.
+        prior: probability that the untrained layer gives as logits. With a small one the many cells
+            that show nothing do not drown the others in the beginning (arXiv 1708.02002, 4.1).
+    """
+    conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+    nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, math.log(prior / (1 - prior)))
+    return conv

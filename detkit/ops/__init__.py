@@ -8,7 +8,7 @@ from detkit.ops.alignment import (
     pad_truths,
     task_aligned_match,
 )
-from detkit.ops.anchors import cell_anchors, centred_boxes, grid_anchors
+from detkit.ops.anchors import cell_anchors, centred_boxes, grid_anchors, grid_points
 from detkit.ops.box_coder import decode, encode
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
 from detkit.ops.losses import (
