@@ -51,6 +51,28 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou_threshold:
     return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
+def candidates(
+    boxes: Tensor, scores: Tensor, *, score_threshold: float, min_size: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From class scores of one image to single boxes: those with a chance to be reported.
+
+    Args:
+        boxes: `[N, C, 4]`, or `[N, 1, 4]` where all classes share a box.
+        scores: `[N, C]`.
+        score_threshold: only scores above it count.
+        min_size: boxes with a side shorter than this many pixels are dropped.
+
+    Returns:
+        boxes `[K, 4]`, scores `[K]`, labels `[K]`, not sorted.
+    """
+    row, label = (scores > score_threshold).nonzero(as_tuple=True)
+    scores = scores[row, label]
+    boxes = boxes[row, label] if boxes.shape[1] > 1 else boxes[row, 0]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    large = (sides >= min_size).all(dim=1) & box_area(boxes).isfinite()
+    return boxes[large], scores[large], label[large]
+
+
 def select_detections(
     boxes: Tensor,
     scores: Tensor,
@@ -63,21 +85,18 @@ def select_detections(
     """From class scores of one image to what is reported: threshold, NMS in each class, top scores.
 
     Args:
-        boxes: `[N, C, 4]`, or `[N, 1, 4]` where all classes share a box.
-        scores: `[N, C]`.
-        score_threshold: only scores above it count.
+        boxes: see `candidates`.
+        scores: see `candidates`.
+        score_threshold: see `candidates`.
         iou_threshold: see `nms`.
         max_detections: at most this many in the image.
-        min_size: boxes with a side shorter than this many pixels are dropped.
+        min_size: see `candidates`.
 
     Returns:
         boxes `[K, 4]`, scores `[K]`, labels `[K]`, best first.
     """
-    row, label = (scores > score_threshold).nonzero(as_tuple=True)
-    scores = scores[row, label]
-    boxes = boxes[row, label] if boxes.shape[1] > 1 else boxes[row, 0]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    large = (sides >= min_size).all(dim=1) & box_area(boxes).isfinite()
-    boxes, scores, label = boxes[large], scores[large], label[large]
-    keep = batched_nms(boxes, scores, label, iou_threshold=iou_threshold)[:max_detections]
-    return boxes[keep], scores[keep], label[keep]
+    boxes, scores, labels = candidates(
+        boxes, scores, score_threshold=score_threshold, min_size=min_size
+    )
+    keep = batched_nms(boxes, scores, labels, iou_threshold=iou_threshold)[:max_detections]
+    return boxes[keep], scores[keep], labels[keep]
