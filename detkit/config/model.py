@@ -65,6 +65,8 @@ class RPNConfig(Section):
     # of each level; null: one of 8 times its stride (32 to 512 on a pyramid of strides 4 to 64)
     anchor_sizes: tuple[tuple[Positive, ...], ...] | None = None
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    # instead of both: (height, width) of each anchor, a list for each level, finest first
+    anchor_boxes: tuple[tuple[tuple[Positive, Positive], ...], ...] | None = None
     convs: PositiveInt = 1  # before the last layers
     positive_iou: Fraction = 0.7
     negative_iou: Fraction = 0.3
@@ -79,16 +81,42 @@ class RPNConfig(Section):
     min_size: NonNegative = 1e-3
     smooth_l1_beta: NonNegative = 1 / 9
 
+    @model_validator(mode="after")
+    def _sizes_or_boxes(self) -> RPNConfig:
+        if self.anchor_boxes is not None and self.anchor_sizes is not None:
+            raise ValueError("anchor_boxes and anchor_sizes exclude each other; set one to null")
+        return self
+
+
+class GridConfig(Section):
+    """Proposals that are the same everywhere."""
+
+    sizes: tuple[Positive, ...] = (32.0, 64.0, 128.0)  # square roots of the areas, in pixels
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
+    stride: PositiveInt = 16  # pixels from one centre to the next
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> GridConfig:
+        if not (self.sizes and self.aspect_ratios):
+            raise ValueError("a grid needs at least one of sizes and one of aspect_ratios")
+        return self
+
 
 class RoIConfig(Section):
     """Second stage: what each proposal shows, and where exactly."""
 
-    pool: Literal["align"] = "align"
-    resolution: PositiveInt = 7
-    sampling_ratio: NonNegativeInt = 2
+    # what is cut out for a region: "align" and "pool" its part of the maps, "crop" its pixels, of
+    # which the backbone then makes maps (R-CNN)
+    pool: Literal["align", "pool", "crop"] = "align"
+    resolution: PositiveInt | None = 7  # side of the patch; crop: null, the map as it comes
+    sampling_ratio: NonNegativeInt = 2  # 0: as the size of the region asks for; crop: 0
     aligned: bool = False
     canonical_size: Positive = 224.0
     canonical_level: int = 4
+    crop_size: PositiveInt = 224  # side of the square of pixels that a region is warped to
+    context: NonNegative = 16.0  # pixels of it on each side that show what is around the region
+    chunk: PositiveInt = 64  # crops at a time that the backbone sees when not in training
+    max_regions: PositiveInt = 2000  # of an image that come with the data: the first
     convs: NonNegativeInt = 0  # on the patches, before they are flattened
     conv_channels: PositiveInt = 256
     conv_norm: Literal["batch", "group"] | None = "batch"
@@ -98,11 +126,52 @@ class RoIConfig(Section):
     negative_iou: Fraction = 0.5
     samples: PositiveInt = 512
     positive_fraction: Fraction = 0.25
+    class_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: NonNegative = 2.0
+    label_smoothing: Fraction = 0.0
+    class_weights: tuple[NonNegative, ...] | None = None  # of the class loss, background last
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_loss: Literal["smooth_l1", "l1", "l2", "iou", "giou", "diou", "ciou"] = "smooth_l1"
     box_loss_weight: NonNegative = 1.0
     smooth_l1_beta: NonNegative = 1 / 9
-    class_agnostic: bool = False
+    class_agnostic: bool = False  # one box for all classes; of several stages: true
+    # More than one is Cascade R-CNN: each refines the boxes of the one before, its box weights are
+    # 1, 2, 3, .. times as large
+    stages: PositiveInt = 1
+    stage_ious: tuple[Fraction, ...] | None = None  # null: positive_iou, then 0.1 more each
+    stage_loss_weights: tuple[NonNegative, ...] | None = None  # null: 1, then half of it each
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RoIConfig:
+        if self.pool == "crop":
+            self._default("resolution", None)
+            self._default("sampling_ratio", 0)
+            if 2 * self.context >= self.crop_size:
+                raise ValueError(
+                    f"context {self.context:g} on both sides leaves nothing of crop_size "
+                    f"{self.crop_size} for the region; give less than {self.crop_size / 2:g}"
+                )
+        elif self.resolution is None:
+            raise ValueError(f"resolution null is for pool=crop; give pool={self.pool} a side")
+        if self.stages > 1:
+            self._default("class_agnostic", True)
+            if not self.class_agnostic:
+                raise ValueError(
+                    f"stages={self.stages} hand on one box a region, not one for each class; "
+                    "leave class_agnostic out, or set it to true"
+                )
+        for name in ("stage_ious", "stage_loss_weights"):
+            given = getattr(self, name)
+            if given is not None and len(given) != self.stages:
+                raise ValueError(
+                    f"{name} has {len(given)} entries for stages={self.stages}; give one a stage"
+                )
+        return self
+
+    def _default(self, name: str, value: object) -> None:
+        """What a field that was left out is here, where it is not as everywhere."""
+        if name not in self.model_fields_set:
+            self.__dict__[name] = value
 
 
 class SlidingWindowConfig(Section):
@@ -227,7 +296,7 @@ DetectorName = Literal["sliding_window", "region_proposal", "retinanet", "fcos",
 # Which sections a detector has beside those that all have
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "sliding_window": ("sliding_window",),
-    "region_proposal": ("fpn", "rpn", "roi"),
+    "region_proposal": ("fpn", "rpn", "grid", "roi"),
     "retinanet": ("fpn", "retinanet"),
     "fcos": ("fpn", "fcos"),
     "task_aligned": ("fpn", "task_aligned"),
@@ -262,6 +331,7 @@ class ModelConfig(Section):
     fpn: FPNConfig | None = None
     proposals: Literal["rpn", "selective_search", "grid", "file"] | None = None  # null: rpn
     rpn: RPNConfig | None = None
+    grid: GridConfig | None = None
     roi: RoIConfig | None = None
     sliding_window: SlidingWindowConfig | None = None
     retinanet: RetinaNetConfig | None = None
@@ -279,15 +349,23 @@ class ModelConfig(Section):
         sections = set(_SECTIONS[self.detector])
         if self.detector == "region_proposal":
             self._fill("proposals", self.proposals or "rpn")
-            if self.proposals != "rpn":
-                sections.remove("rpn")
+            sections -= {"rpn", "grid"} - {str(self.proposals)}
+            if self.roi is not None and self.roi.pool == "crop":
+                sections.remove("fpn")  # the backbone sees regions, and its last map is used
+                if self.proposals == "rpn":
+                    raise ValueError(
+                        "roi.pool=crop makes no maps of the image, which proposals=rpn looks at; "
+                        "set model.proposals to selective_search, grid or file"
+                    )
         elif self.proposals is not None:
             raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
         for name in dict.fromkeys(itertools.chain(*_SECTIONS.values())):
             if name not in sections:
                 if getattr(self, name) is not None:
-                    what = f"{self.detector} with proposals={self.proposals}"
-                    what = what if name == "rpn" and self.proposals else self.detector
+                    what = self.detector
+                    if name in _SECTIONS[what]:
+                        why = "roi.pool=crop" if name == "fpn" else f"proposals={self.proposals}"
+                        what = f"{what} with {why}"
                     raise ValueError(f"{what} has no section {name!r}; leave it out, or set null")
             elif getattr(self, name) is None and not (
                 name in _OPTIONAL and name in self.model_fields_set
@@ -308,6 +386,7 @@ class ModelConfig(Section):
 _SECTION_TYPES: dict[str, type[Section]] = {
     "fpn": FPNConfig,
     "rpn": RPNConfig,
+    "grid": GridConfig,
     "roi": RoIConfig,
     "sliding_window": SlidingWindowConfig,
     "retinanet": RetinaNetConfig,

@@ -17,14 +17,16 @@ from torchvision.ops import roi_align, roi_pool
 
 from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.ops import (
+    BOX_LOSSES,
+    OFFSET_LOSSES,
     Assigned,
     Assigner,
     Selection,
     box_area,
     clip_boxes,
+    cross_entropy,
     decode,
     encode,
-    giou_loss,
 )
 from detkit.ops.box_coder import Weights
 from detkit.structures import Batch, Detections, Size
@@ -209,12 +211,11 @@ class ClassLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss `[R]` of logits `[R, C + 1]` where `labels` `[R]` is true, C for background."""
-        loss = F.cross_entropy(
+        loss = cross_entropy(
             logits,
             labels,
-            weight=None if self.weights is None else self.weights.to(logits),
             label_smoothing=self.label_smoothing,
-            reduction="none",
+            class_weights=None if self.weights is None else self.weights.to(logits),
         )
         if self.focusing == 0:
             return loss
@@ -227,7 +228,7 @@ class BoxLoss:
     """How the distance between a box and its truth is measured.
 
     Attributes:
-        kind: "smooth_l1" on offsets, or "giou" on boxes.
+        kind: one of `ops.OFFSET_LOSSES`, on offsets, or of `ops.BOX_LOSSES`, on boxes.
         weight: factor.
         beta: where smooth L1 turns from quadratic to linear.
     """
@@ -240,11 +241,12 @@ class BoxLoss:
         self, offsets: Tensor, proposals: Tensor, truths: Tensor, weights: Weights
     ) -> Tensor:
         """Loss `[R]` of `offsets` `[R, 4]` from `proposals` towards `truths` `[R, 4]`."""
-        if self.kind == "giou":
-            return self.weight * giou_loss(decode(offsets, proposals, weights=weights), truths)
+        if self.kind in BOX_LOSSES:
+            boxes = decode(offsets, proposals, weights=weights)
+            return self.weight * BOX_LOSSES[self.kind](boxes, truths)
+        settings = {"beta": self.beta} if self.kind == "smooth_l1" else {}
         wanted = encode(truths, proposals, weights=weights)
-        loss = F.smooth_l1_loss(offsets, wanted, beta=self.beta, reduction="none")
-        return self.weight * loss.sum(dim=1)
+        return self.weight * OFFSET_LOSSES[self.kind](offsets, wanted, **settings)
 
 
 class RoIHead(nn.Module):

@@ -100,7 +100,7 @@ class Assigner:
             count=self.samples,
             positive_fraction=self.positive_fraction,
         )
-        if len(target) == 0:
+        if len(target.boxes) == 0:
             boxes, labels = candidates[index], torch.zeros_like(index)
         else:
             truth = matched.truth[index]
