@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.evaluation.tables import markdown
+
 CONFIDENCE = 0.95
 
 
@@ -150,14 +152,7 @@ class Comparison:
         """A line for each variant, in Markdown with aligned columns."""
         head = [*self.keys, "seeds", "params (M)", "ms (ratio)", "AP", "min to max", "std", "AP50"]
         head += ["difference (95 % interval)", "beyond the spread?"]
-        rows = [head, *(self._cells(variant) for variant in self.variants)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-            for row in rows
-        ]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join(lines)
+        return markdown([head, *(self._cells(variant) for variant in self.variants)])
 
     def _cells(self, variant: Variant) -> list[str]:
         scores, latency = variant.scores, variant.latency
