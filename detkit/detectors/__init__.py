@@ -2,6 +2,8 @@
 
 from detkit.detectors.base import Detector
 from detkit.detectors.factory import create_detector
+from detkit.detectors.image_pyramid import ImagePyramid
 from detkit.detectors.region_proposal import RegionProposal
+from detkit.detectors.tiled import Tiled
 
-__all__ = ["Detector", "RegionProposal", "create_detector"]
+__all__ = ["Detector", "ImagePyramid", "RegionProposal", "Tiled", "create_detector"]

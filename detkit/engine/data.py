@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from detkit.config import CocoSource, Recipe, SyntheticSource
 from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader
+from detkit.data.transforms import Transform
 from detkit.engine import distributed
 from detkit.engine.device import leave_cores_to, usable_cores
 from detkit.registry import datasets
@@ -64,12 +65,27 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
     )
 
 
-def eval_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> DataLoader[Batch]:
-    """Every image once over all processes, resized only."""
+def eval_loader(
+    recipe: Recipe,
+    dataset: CocoDataset,
+    *,
+    pin_memory: bool,
+    transform: Transform | None = None,
+    batch_size: int | None = None,
+) -> DataLoader[Batch]:
+    """Every image once over all processes, resized only.
+
+    Args:
+        recipe: how.
+        dataset: of what.
+        pin_memory: for the way to a GPU.
+        transform: instead of resizing as the recipe says.
+        batch_size: instead of the recipe's test.batch_size.
+    """
     return create_loader(
         dataset,
-        EvalTransform(**recipe.data.resize.model_dump()),
-        batch_size=recipe.test.batch_size,
+        transform or EvalTransform(**recipe.data.resize.model_dump()),
+        batch_size=batch_size or recipe.test.batch_size,
         seed=recipe.seed,
         shuffle=False,
         workers=_workers(recipe),

@@ -5,5 +5,6 @@ from detkit.detectors.factory.create import (
     load_detector_weights,
     without_weights,
 )
+from detkit.detectors.factory.image_pyramid import build_fuse
 
-__all__ = ["create_detector", "load_detector_weights", "without_weights"]
+__all__ = ["build_fuse", "create_detector", "load_detector_weights", "without_weights"]
