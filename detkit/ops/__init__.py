@@ -32,12 +32,23 @@ from detkit.ops.losses import (
 )
 from detkit.ops.matching import Match, match
 from detkit.ops.nms import batched_nms, nms, select_detections
-from detkit.ops.sampling import Assigned, Assigner, Sample, sample_balanced
+from detkit.ops.sampling import (
+    SAMPLERS,
+    Assigned,
+    Assigner,
+    Sample,
+    hardest,
+    sample_balanced,
+    sample_hard,
+    sample_hard_negatives,
+    sample_random,
+)
 from detkit.ops.selection import SUPPRESSIONS, Selection, fuse, suppress
 
 __all__ = [
     "BOX_LOSSES",
     "OFFSET_LOSSES",
+    "SAMPLERS",
     "SUPPRESSIONS",
     "AlignedAssigner",
     "AlignedTargets",
@@ -67,6 +78,7 @@ __all__ = [
     "giou_loss",
     "grid_anchors",
     "grid_points",
+    "hardest",
     "iou_loss",
     "kl_loss",
     "l1_loss",
@@ -77,6 +89,9 @@ __all__ = [
     "pairwise_intersection",
     "quality_focal_loss",
     "sample_balanced",
+    "sample_hard",
+    "sample_hard_negatives",
+    "sample_random",
     "scale_boxes",
     "select_detections",
     "smooth_l1_loss",
