@@ -19,7 +19,7 @@ from detkit.backbones.weights import load_into, read_weights
 from detkit.config import Recipe
 from detkit.data import EvalTransform, Sample, collate, read_image
 from detkit.detectors import Detector, create_detector
-from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
+from detkit.detectors.torchvision_weights import PUBLISHED, convert, is_torchvision
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import amp_dtype, pick_device
 from detkit.registry import suggest
@@ -211,7 +211,7 @@ def _load_published(name: str, weights: str | Path | None, device: torch.device)
     detector = create_detector(recipe.model, num_classes=len(names))
     state = read_weights(name, weights)
     if is_torchvision(state):
-        state = convert_faster_rcnn(state)
+        state = convert(state)
     load_into(detector, state, source=str(weights))
     return Predictor(
         detector, recipe, class_names=names, category_ids=range(1, len(names) + 1), device=device

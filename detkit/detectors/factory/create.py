@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from detkit.backbones.base import published_settings
 from detkit.backbones.weights import load_into, read_weights
 from detkit.config import ModelConfig, build_recipe, load_recipe
 from detkit.detectors.base import Detector
-from detkit.detectors.factory.one_stage import build_fcos, build_retinanet, build_task_aligned
+from detkit.detectors.factory.image_pyramid import build_image_pyramid
+from detkit.detectors.factory.one_stage import build_fcos, build_retinanet
 from detkit.detectors.factory.region_proposal import build_region_proposal
 from detkit.detectors.factory.sliding_window import build_sliding_window
-from detkit.detectors.torchvision_weights import PUBLISHED, convert_faster_rcnn, is_torchvision
+from detkit.detectors.factory.task_aligned import build_task_aligned
+from detkit.detectors.torchvision_weights import (
+    PUBLISHED,
+    convert,
+    is_torchvision,
+    published_name,
+)
 from detkit.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -51,34 +61,74 @@ def create_detector(
         config = without_weights(config)  # of the backbone: those of the whole detector follow
     detector = _BUILDERS[config.detector](config, num_classes)
     if weights is not None:
-        load_detector_weights(detector, weights)
+        load_detector_weights(detector, weights, config)
+    if config.image_pyramid is not None:
+        return build_image_pyramid(config, detector)
     return detector
 
 
-def load_detector_weights(detector: Detector, weights: str) -> None:
+def load_detector_weights(detector: Detector, weights: str, config: ModelConfig) -> None:
     """Load "coco" (torchvision's published file) or a file, ours or torchvision's.
 
     Where the file has another number of classes, the layers that name classes stay as they are, so
     that a detector can start from one that was trained on other things.
 
+    Args:
+        detector: changed in place.
+        weights: "coco" or a path.
+        config: what the detector was built from.
+
     Raises:
         ValueError: no such weights, or they do not fit.
     """
-    state = read_weights("fasterrcnn_resnet50_fpn", weights)
+    state = read_weights(published_name(config), weights)
     if is_torchvision(state):
-        state = convert_faster_rcnn(state)
+        state = convert(state)
     own = detector.state_dict()
-    if "roi.head.cls_score.weight" in state:
-        given, wanted = (s["roi.head.cls_score.weight"].shape[0] - 1 for s in (state, own))
-        if given != wanted:
+    if any(key in state and state[key].shape != own[key].shape for key in own):
+        rows = _class_rows(config)
+        given, wanted = (_num_classes(each, rows) for each in (state, own))
+        if given is not None and given != wanted:
             logger.warning(
                 "%s was trained on %d classes, not %d: its last layers start anew",
                 weights, given, wanted,
             )  # fmt: skip
-            for key in own:
-                if key.startswith(("roi.head.cls_score.", "roi.head.bbox_pred.")):
-                    state[key] = own[key]
+            state |= {key: own[key] for key in rows}
     load_into(detector, state, source=weights)
+
+
+class _Rows(NamedTuple):
+    """How many rows a weight of a layer that names classes has."""
+
+    each: int  # class
+    beside: int  # the classes
+
+
+def _class_rows(config: ModelConfig) -> dict[str, _Rows]:
+    """The weights whose size follows the number of classes: what differs between one and two."""
+    with torch.device("meta"):
+        one, two = (
+            _BUILDERS[config.detector](without_weights(config), count).state_dict()
+            for count in (1, 2)
+        )
+    return {
+        key: _Rows(len(two[key]) - len(one[key]), 2 * len(one[key]) - len(two[key]))
+        for key in one
+        if one[key].shape != two[key].shape
+    }
+
+
+def _num_classes(state: Mapping[str, Tensor], rows: Mapping[str, _Rows]) -> int | None:
+    """How many classes a state names; None where its layers do not agree on it."""
+    counts = {
+        divmod(len(state[key]) - beside, each)
+        for key, (each, beside) in rows.items()
+        if key in state and state[key].ndim > 0
+    }
+    if len(counts) != 1:
+        return None
+    (count, rest) = counts.pop()
+    return count if rest == 0 else None
 
 
 def without_weights(config: ModelConfig) -> ModelConfig:
