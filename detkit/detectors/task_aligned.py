@@ -1,0 +1,276 @@
+"""A dense detector whose cells learn from the objects they serve best.
+
+Put together from: cells instead of anchors, a box as its distances to the four sides (FCOS, arXiv
+1904.01355, section 3.1); each distance as a distribution over bins, and one score that stands for
+class and overlap together, so that there is neither an objectness nor a centerness (generalized
+focal loss, arXiv 2006.04388, section 3); task-aligned assignment (TOOD, arXiv 2108.07755, section
+3.2); convolutions that all levels share, with a norm of each level's own (RTMDet, arXiv 2212.07784,
+section 3.2).
+
+B images, L levels, N cells of all levels, N_l of one, P positive cells, D channels, C classes, R
+bins of a distance, which stand for 0 to R - 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.detectors.base import Losses, MapGeometry, at_least_float32
+from detkit.detectors.one_stage import DenseHead
+from detkit.nn import norm_layer
+from detkit.ops import (
+    BOX_LOSSES,
+    AlignedAssigner,
+    distribution_expectation,
+    distribution_focal_loss,
+    quality_focal_loss,
+)
+from detkit.structures import Batch, Size
+
+_PRIOR = 0.01  # score of every class at first
+_FIRST_DISTANCE = 4  # in strides, of the boxes at first
+
+
+@dataclass(frozen=True)
+class TaskAlignedOutput:
+    """Raw output for all cells, level after level, finest first."""
+
+    points: Tensor  # [N, 2] x and y in pixels
+    strides: Tensor  # [N] pixels to the next cell
+    logits: Tensor  # [B, N, C]
+    distances: Tensor  # [B, N, 4, R] logits of the bins of left, top, right, bottom
+    counts: tuple[int, ...]  # N_l of each level
+
+
+class LevelConv(nn.Module):
+    """A 3x3 convolution that all levels share, with a norm of each level's own, and ReLU.
+
+    Levels see objects of like sizes in cells, so that the same filters fit; the statistics of their
+    maps differ.
+
+    Args:
+        in_channels: of the maps that go in.
+        channels: D of those that come out.
+        levels: L.
+        norm: a name of `detkit.nn.norm_layer`.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, levels: int, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(norm_layer(norm)(channels) for _ in range(levels))
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, level: int, x: Tensor) -> Tensor:
+        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
+        return F.relu(self.norms[level](self.conv(x)), inplace=True)
+
+
+class LevelTower(nn.Module):
+    """Several such convolutions.
+
+    Args:
+        in_channels: of the maps that go in.
+        channels: D of those that come out.
+        count: of convolutions; of none the maps come out as they went in.
+        levels: L.
+        norm: a name of `detkit.nn.norm_layer`.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, count: int, *, levels: int, norm: str
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels if count else in_channels
+        widths = [in_channels] + [channels] * count
+        self.convs = nn.ModuleList(
+            LevelConv(*pair, levels=levels, norm=norm) for pair in itertools.pairwise(widths)
+        )
+
+    def forward(self, level: int, x: Tensor) -> Tensor:
+        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
+        for conv in self.convs:
+            x = conv(level, x)
+        return x
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each part of the loss counts.
+
+    Attributes:
+        classes: quality focal loss of the scores.
+        box: loss of the boxes by their overlap.
+        distance: distribution focal loss of the four distances.
+    """
+
+    classes: float = 1.0
+    box: float = 2.0
+    distance: float = 0.5
+
+
+class TaskAlignedHead(DenseHead):
+    """Classes and distances of every cell.
+
+    Args:
+        tower: builds a tower; there is one for classes and one for boxes.
+        num_classes: C.
+        levels: where the cells of each map are.
+        bins: R; a side of a box is at most R - 1 strides away from its cell.
+        assigner: which cells learn from which truth.
+        box_loss: a name of `detkit.ops.BOX_LOSSES`.
+        weights: of the losses.
+    """
+
+    def __init__(
+        self,
+        tower: Callable[[], LevelTower],
+        num_classes: int,
+        levels: Sequence[MapGeometry],
+        *,
+        bins: int,
+        assigner: AlignedAssigner,
+        box_loss: str,
+        weights: LossWeights,
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.bins = bins
+        self.assigner = assigner
+        self.box_loss = BOX_LOSSES[box_loss]
+        self.weights = weights
+        self.class_tower, self.box_tower = tower(), tower()
+        width = self.class_tower.out_channels
+        self.class_logits = nn.Conv2d(width, num_classes, 1)
+        self.distances = nn.Conv2d(width, 4 * bins, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start with few objects (focal loss, arXiv 1708.02002, section 3.3) of a fair size.
+
+        Where the published detectors warm up with another assignment, as boxes of no sense say
+        nothing about alignment, the first boxes here are anchors: squares of 8 strides, those of
+        ATSS (arXiv 1912.02424), around their cells. So levels share objects out by size at once.
+        """
+        for layer in (self.class_logits, self.distances):
+            nn.init.normal_(layer.weight, std=0.01)
+        assert self.class_logits.bias is not None and self.distances.bias is not None
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        bins = torch.arange(self.bins)
+        with torch.no_grad():
+            self.distances.bias.copy_((-((bins - _FIRST_DISTANCE) ** 2) / 8).repeat(4))
+
+    def forward(self, maps: list[Tensor]) -> TaskAlignedOutput:
+        """Judge every cell of all maps."""
+        if len(maps) != len(self.levels):
+            raise ValueError(f"the head was built for {len(self.levels)} maps, got {len(maps)}")
+        logits, distances = [], []
+        for level, x in enumerate(maps):
+            logit = self.class_logits(self.class_tower(level, x))  # [B, C, H, W]
+            distance = self.distances(self.box_tower(level, x))  # [B, 4*R, H, W]
+            logits.append(logit.flatten(2).transpose(1, 2))  # [B, N_l, C]
+            distances.append(distance.flatten(2).transpose(1, 2))  # [B, N_l, 4*R]
+        points, strides = self._cells(maps)
+        return TaskAlignedOutput(
+            points,
+            strides,
+            at_least_float32(torch.cat(logits, dim=1)),
+            torch.cat(distances, dim=1).unflatten(2, (4, self.bins)),
+            tuple(each.shape[1] for each in logits),
+        )
+
+    def _cells(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Points `[N, 2]` (x, y) and strides `[N]` of the cells of all levels."""
+        device = maps[0].device
+        points, strides = [], []
+        for level, feature in zip(self.levels, maps, strict=True):
+            height, width = feature.shape[-2:]
+            first = first_point(level)
+            y = torch.arange(height, device=device, dtype=torch.float32) * level.stride + first
+            x = torch.arange(width, device=device, dtype=torch.float32) * level.stride + first
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            points.append(torch.stack([x, y], dim=2).view(-1, 2))  # [H*W, 2]
+            strides.append(torch.full((height * width,), float(level.stride), device=device))
+        return torch.cat(points), torch.cat(strides)
+
+    def loss(self, output: TaskAlignedOutput, padded: Size, batch: Batch) -> Losses:
+        """Losses of classes, boxes and distances, over the sum of all qualities."""
+        assert batch.targets is not None
+        targets = self.assigner(
+            output.logits.sigmoid(),
+            self._boxes(output).detach(),
+            output.points,
+            batch.targets,
+            strides=output.strides,
+        )
+        total = targets.quality.sum().clamp(min=1)
+
+        wanted = torch.zeros_like(output.logits)  # [B, N, C]
+        wanted.scatter_(2, targets.labels[..., None], targets.quality[..., None])
+        classes = quality_focal_loss(output.logits, wanted) * ~targets.ignored[..., None]
+
+        # Few cells are positive: worth waiting for their number, as all others cost far more
+        image, cell = targets.positive.nonzero(as_tuple=True)  # [P]
+        quality = targets.quality[image, cell]
+        truth, points, strides = (
+            targets.boxes[image, cell],
+            output.points[cell],
+            output.strides[cell],
+        )
+        distances = at_least_float32(output.distances[image, cell])  # [P, 4, R]
+        box = self.box_loss(decode_distances(distances, points, strides), truth)
+        sides = encode_distances(truth, points, strides)  # [P, 4]
+        distance = distribution_focal_loss(distances, sides).mean(dim=1)
+        return {
+            "head/class": self.weights.classes * classes.sum() / total,
+            "head/box": self.weights.box * (box * quality).sum() / total,
+            "head/distance": self.weights.distance * (distance * quality).sum() / total,
+        }
+
+    def candidates(self, output: TaskAlignedOutput, padded: Size) -> list[tuple[Tensor, Tensor]]:
+        """Boxes `[B, N_l, 4]` and scores `[B, N_l, C]` of each level."""
+        boxes = self._boxes(output).split(output.counts, dim=1)
+        scores = output.logits.sigmoid().split(output.counts, dim=1)
+        return list(zip(boxes, scores, strict=True))
+
+    def _boxes(self, output: TaskAlignedOutput) -> Tensor:
+        """Boxes `[B, N, 4]` of all cells."""
+        distances = at_least_float32(output.distances)
+        return decode_distances(distances, output.points, output.strides)
+
+
+def first_point(level: MapGeometry) -> float:
+    """Where in the image the first cell of a map stands, in coordinates of boxes.
+
+    Networks that pad every border have it on the image's first pixel by their layers, and the last
+    one nearly a stride away from the other border; they are taken to share the image out evenly, as
+    everyone does: half a stride from the border. Others stand where they stand; the middle of pixel
+    0 is at 0.5.
+    """
+    return level.center + 0.5 if level.center else level.stride / 2
+
+
+def decode_distances(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Boxes `[..., N, 4]` from logits of the bins of their four distances `[..., N, 4, R]`.
+
+    A distance is the mean of the distribution (generalized focal loss, equation 4), in strides.
+
+    Args:
+        distances: left, top, right, bottom.
+        points: `[N, 2]` x and y that they are measured from.
+        strides: `[N]`.
+    """
+    sides = distribution_expectation(distances) * strides[:, None]  # [..., N, 4]
+    return torch.cat([points - sides[..., :2], points + sides[..., 2:]], dim=-1)
+
+
+def encode_distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Distances `[N, 4]` in strides from points `[N, 2]` to the sides of boxes `[N, 4]`."""
+    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1) / strides[:, None]
