@@ -70,6 +70,7 @@ class RPNConfig(Section):
     convs: PositiveInt = 1  # before the last layers
     positive_iou: Fraction = 0.7
     negative_iou: Fraction = 0.3
+    sampler: Literal["balanced", "random"] = "balanced"  # random: positives as they come
     samples: PositiveInt = 256
     positive_fraction: Fraction = 0.5
     pre_nms_train: PositiveInt = 2000
@@ -124,6 +125,9 @@ class RoIConfig(Section):
     hidden: PositiveInt = 1024  # features of each
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.5
+    # random: positives as they come; ohem: those with the highest loss
+    sampler: Literal["balanced", "random", "ohem"] = "balanced"
+    hard_iou: Fraction = 0.7  # ohem: of candidates that overlap by more, the hardest stands for all
     samples: PositiveInt = 512
     positive_fraction: Fraction = 0.25
     class_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
@@ -151,6 +155,11 @@ class RoIConfig(Section):
                     f"context {self.context:g} on both sides leaves nothing of crop_size "
                     f"{self.crop_size} for the region; give less than {self.crop_size / 2:g}"
                 )
+            if self.sampler == "ohem":
+                raise ValueError(
+                    "sampler=ohem judges all candidates in every step, for pool=crop one pass of "
+                    "the backbone each; set sampler to balanced or random, or pool to align or pool"
+                )
         elif self.resolution is None:
             raise ValueError(f"resolution null is for pool=crop; give pool={self.pool} a side")
         if self.stages > 1:
@@ -177,8 +186,29 @@ class RoIConfig(Section):
 class SlidingWindowConfig(Section):
     """A classifier of windows, slid over the image."""
 
+    # "crop": each window cut out and resized, right for any network; "dense": the network over the
+    # whole image at once, the same for networks that pad no border (LeNet) and much faster
+    mode: Literal["crop", "dense"] = "crop"
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ((32, 32),)  # (height, width) in pixels
-    stride: PositiveInt = 8  # pixels from one window to the next
+    input_size: tuple[PositiveInt, PositiveInt] | None = None  # of the classifier; null: sizes[0]
+    # from one window to the next, in pixels of the classifier's input: a window of twice its size
+    # moves twice as many pixels of the image
+    stride: PositiveInt = 8
+    pooled: bool = False  # the head sees the mean of the window's map; else all of it, flattened
+    hidden: NonNegativeInt = 128  # features of the hidden layer; 0: none
+    box_regression: bool = True  # else a window is its own box
+    class_agnostic: bool = True  # one box for all classes, which OverFeat found better
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.4
+    samples: PositiveInt = 64  # windows of an image that learn
+    positive_fraction: Fraction = 0.25
+    hard_negatives: PositiveInt = 1  # so many times as many are scored, and the worst of them learn
+    copies: NonNegativeInt = 8  # of each truth, that are windows too
+    jitter: Fraction = 0.15  # how far they are moved, as a share of their sides
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    box_loss: Literal["smooth_l1", "l1", "l2", "iou", "giou", "diou", "ciou"] = "smooth_l1"
+    box_loss_weight: NonNegative = 1.0
+    smooth_l1_beta: NonNegative = 1 / 9
 
 
 class RetinaNetConfig(Section):
@@ -346,23 +376,11 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _has_the_sections_of_its_detector(self) -> ModelConfig:
         """Refuse those of others, and fill in what was left out as this detector has it."""
-        sections = set(_SECTIONS[self.detector])
-        if self.detector == "region_proposal":
-            self._fill("proposals", self.proposals or "rpn")
-            sections -= {"rpn", "grid"} - {str(self.proposals)}
-            if self.roi is not None and self.roi.pool == "crop":
-                sections.remove("fpn")  # the backbone sees regions, and its last map is used
-                if self.proposals == "rpn":
-                    raise ValueError(
-                        "roi.pool=crop makes no maps of the image, which proposals=rpn looks at; "
-                        "set model.proposals to selective_search, grid or file"
-                    )
-        elif self.proposals is not None:
-            raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
+        sections = self._sections()
         for name in dict.fromkeys(itertools.chain(*_SECTIONS.values())):
             if name not in sections:
                 if getattr(self, name) is not None:
-                    what = self.detector
+                    what: str = self.detector
                     if name in _SECTIONS[what]:
                         why = "roi.pool=crop" if name == "fpn" else f"proposals={self.proposals}"
                         what = f"{what} with {why}"
@@ -377,6 +395,24 @@ class ModelConfig(Section):
                 missing = {k: v for k, v in values.items() if k not in section.model_fields_set}
                 self._fill(name, section.model_copy(update=missing))
         return self
+
+    def _sections(self) -> set[str]:
+        """Which sections this detector has, by where its proposals and patches come from."""
+        sections = set(_SECTIONS[self.detector])
+        if self.detector != "region_proposal":
+            if self.proposals is None:
+                return sections
+            raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
+        self._fill("proposals", self.proposals or "rpn")
+        sections -= {"rpn", "grid"} - {str(self.proposals)}
+        if self.roi is not None and self.roi.pool == "crop":
+            sections.remove("fpn")  # the backbone sees regions, and its last map is used
+            if self.proposals == "rpn":
+                raise ValueError(
+                    "roi.pool=crop makes no maps of the image, which proposals=rpn looks at; "
+                    "set model.proposals to selective_search, grid or file"
+                )
+        return sections
 
     def _fill(self, name: str, value: object) -> None:
         """Set a field of this frozen section while it is being made."""

@@ -7,8 +7,9 @@ Fast R-CNN (arXiv 1504.08083, section 2) with RoI align (arXiv 1703.06870, secti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,13 @@ from detkit.ops import (
     Selection,
     box_area,
     clip_boxes,
-    cross_entropy,
     decode,
     encode,
+    hardest,
+    nms,
 )
 from detkit.ops.box_coder import Weights
-from detkit.structures import Batch, Detections, Size
+from detkit.structures import Batch, Detections, Size, Target
 
 
 class RegionPool(nn.Module):
@@ -43,6 +45,7 @@ class RegionPool(nn.Module):
     """
 
     aligned = False  # whether coordinates are shifted by half a pixel
+    cut: Callable[..., Tensor]  # patches from a map, regions `[R, 5]` and the cells of a pixel
 
     def __init__(
         self,
@@ -64,27 +67,18 @@ class RegionPool(nn.Module):
         level = self.level_of(boxes)  # [R]
         order = level.argsort()
         counts = torch.bincount(level, minlength=len(self.maps)).tolist()
-        rois = with_image(regions)[order]
-        patches = [
-            self._on_map(feature, part, geometry)
-            # extra levels of the pyramid are for the proposals only
-            for feature, part, geometry in zip(
-                features, rois.split(counts), self.maps, strict=False
-            )
-        ]
+        rois = with_image(regions)[order]  # [R, 5]
+        patches = []
+        # extra levels of the pyramid are for the proposals only
+        for feature, part, geometry in zip(features, rois.split(counts), self.maps, strict=False):
+            offset = geometry.roi_offset(aligned=self.aligned)
+            if offset:
+                part = part - part.new_tensor([0.0, offset, offset, offset, offset])
+            # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
+            exact = feature.to(part.dtype, memory_format=torch.contiguous_format)
+            cut = self.cut(exact, part, spatial_scale=1 / geometry.stride)
+            patches.append(cut.to(feature.dtype))
         return torch.cat(patches)[order.argsort()]
-
-    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        """Patches of the regions `[R, 5]` of one map with `scale` cells a pixel."""
-        raise NotImplementedError
-
-    def _on_map(self, feature: Tensor, rois: Tensor, geometry: MapGeometry) -> Tensor:
-        offset = geometry.roi_offset(aligned=self.aligned)
-        if offset:
-            rois = rois - rois.new_tensor([0.0, offset, offset, offset, offset])
-        # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
-        feature_ = feature.to(rois.dtype, memory_format=torch.contiguous_format)
-        return self.cut(feature_, rois, 1 / geometry.stride).to(feature.dtype)
 
     def level_of(self, boxes: Tensor) -> Tensor:
         """Index `[R]` of the level for each box (equation 1 of arXiv 1612.03144)."""
@@ -122,20 +116,32 @@ class RoIAlign(RegionPool):
         )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
-
-    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        """The mean of the points in each bin."""
-        return roi_align(
-            feature, rois, self.resolution, scale, self.sampling_ratio, aligned=self.aligned
+        self.cut = partial(
+            roi_align, output_size=resolution, sampling_ratio=sampling_ratio, aligned=aligned
         )
 
 
 class RoIPool(RegionPool):
-    """The largest value in each bin, after rounding to whole cells (arXiv 1504.08083, sec. 2.1)."""
+    """The largest value in each bin, after rounding to whole cells (arXiv 1504.08083, sec. 2.1).
 
-    def cut(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        """The largest cell in each bin, 0 where a bin has none."""
-        return roi_pool(feature, rois, self.resolution, scale)
+    A bin without a cell is 0. Args: see `RegionPool`.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[MapGeometry],
+        *,
+        resolution: int,
+        canonical_size: float,
+        canonical_level: int,
+    ) -> None:
+        super().__init__(
+            maps,
+            resolution=resolution,
+            canonical_size=canonical_size,
+            canonical_level=canonical_level,
+        )
+        self.cut = partial(roi_pool, output_size=resolution)
 
 
 def with_image(regions: Sequence[Tensor]) -> Tensor:
@@ -211,11 +217,12 @@ class ClassLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss `[R]` of logits `[R, C + 1]` where `labels` `[R]` is true, C for background."""
-        loss = cross_entropy(
+        loss = F.cross_entropy(
             logits,
             labels,
+            weight=None if self.weights is None else self.weights.to(logits),
             label_smoothing=self.label_smoothing,
-            class_weights=None if self.weights is None else self.weights.to(logits),
+            reduction="none",
         )
         if self.focusing == 0:
             return loss
@@ -256,6 +263,8 @@ class RoIHead(nn.Module):
         pool: patches from feature maps and regions.
         head: logits and offsets from patches.
         assigner: which proposals learn what.
+        hard_iou: overlap above which two proposals count as one when the hardest are taken instead
+            of drawn (OHEM, arXiv 1604.03540); None to draw.
         box_weights: of the offsets.
         class_loss: of all that were drawn.
         box_loss: of the positives.
@@ -272,11 +281,13 @@ class RoIHead(nn.Module):
         class_loss: ClassLoss,
         box_loss: BoxLoss,
         selection: Selection,
+        hard_iou: float | None = None,
     ) -> None:
         super().__init__()
         self.pool = pool
         self.head = head
         self.assigner = assigner
+        self.hard_iou = hard_iou
         self.box_weights = box_weights
         self.class_loss = class_loss
         self.box_loss = box_loss
@@ -302,16 +313,55 @@ class RoIHead(nn.Module):
             torch.cat([boxes, target.boxes])
             for boxes, target in zip(proposals, batch.targets, strict=True)
         ]
-        drawn = [
-            self.assigner(boxes, target)
-            for boxes, target in zip(candidates, batch.targets, strict=True)
-        ]
+        if self.hard_iou is None:
+            drawn = [
+                self.assigner(boxes, target)
+                for boxes, target in zip(candidates, batch.targets, strict=True)
+            ]
+        else:
+            drawn = self._hardest(features, candidates, batch.targets, iou=self.hard_iou)
         return [boxes[a.index] for boxes, a in zip(candidates, drawn, strict=True)], drawn
+
+    @torch.no_grad()
+    def _hardest(
+        self,
+        features: list[Tensor],
+        candidates: list[Tensor],
+        targets: Sequence[Target],
+        *,
+        iou: float,
+    ) -> list[Assigned]:
+        """Those of the candidates that the head as it is has the highest loss for."""
+        every = [self.assigner.every(b, t) for b, t in zip(candidates, targets, strict=True)]
+        mode = self.training
+        self.eval()  # reading only: batch norm must not note what nothing is learnt from
+        logits, offsets = self(features, candidates)
+        self.train(mode)
+        losses = torch.stack(self._each(logits, offsets, torch.cat(candidates), every)).sum(dim=0)
+        drawn = []
+        for boxes, each, loss in zip(
+            candidates, every, losses.split([len(b) for b in candidates]), strict=True
+        ):
+            # what is ignored has the loss 0, and must not suppress a good one with the same
+            rank = torch.where(each.valid, loss, -1.0)
+            apart = torch.zeros_like(each.valid)
+            apart[nms(boxes, rank, iou_threshold=iou)] = True
+            left = replace(each, positive=each.positive & apart, valid=each.valid & apart)
+            drawn.append(hardest(left, loss, count=self.assigner.samples))
+        return drawn
 
     def loss_of(
         self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
     ) -> Losses:
-        """Losses of what was said of the drawn proposals `[R, 4]`."""
+        """Losses of what was said of the drawn proposals `[R, 4]`, over their number."""
+        classes, boxes = self._each(logits, offsets, proposals, drawn)
+        count = torch.cat([a.valid for a in drawn]).sum().clamp(min=1)
+        return {"roi/class": classes.sum() / count, "roi/box": boxes.sum() / count}
+
+    def _each(
+        self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
+    ) -> tuple[Tensor, Tensor]:
+        """Class loss and box loss `[R]` of each proposal, 0 where there is nothing to learn."""
         positive = torch.cat([a.positive for a in drawn])  # [R]
         valid = torch.cat([a.valid for a in drawn])
         labels = torch.cat([a.labels for a in drawn])
@@ -325,11 +375,7 @@ class RoIHead(nn.Module):
         unit = (torch.arange(4, device=proposals.device) >= 2).to(proposals.dtype)  # 0, 0, 1, 1
         proposals, truths = (torch.where(positive[:, None], b, unit) for b in (proposals, truths))
         boxes = self.box_loss(own, proposals, truths, self.box_weights)
-        count = valid.sum().clamp(min=1)
-        return {
-            "roi/class": (classes * valid).sum() / count,
-            "roi/box": (boxes * positive).sum() / count,
-        }
+        return classes * valid, boxes * positive
 
     @torch.no_grad()
     def refine(

@@ -197,7 +197,7 @@ class Assigner:
 
 def _assigned(sample: Sample, truth: Tensor, candidates: Tensor, target: Target) -> Assigned:
     index, positive, valid = sample
-    if len(target) == 0:
+    if len(target.boxes) == 0:
         return Assigned(index, positive, valid, candidates[index], torch.zeros_like(index))
     return Assigned(index, positive, valid, target.boxes[truth], target.labels[truth])
 

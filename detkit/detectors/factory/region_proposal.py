@@ -68,6 +68,7 @@ def _rpn(config: RPNConfig, channels: int, levels: list[MapGeometry]) -> RPN:
             samples=config.samples,
             positive_fraction=config.positive_fraction,
             allow_low_quality=True,
+            sampler=config.sampler,
         ),
         train_limits=limits(config.pre_nms_train, config.post_nms_train),
         test_limits=limits(config.pre_nms_test, config.post_nms_test),
@@ -118,6 +119,7 @@ def _roi(config: ModelConfig, body: Body, num_classes: int) -> RoIHead | Cascade
             ),
             box_loss=BoxLoss(settings.box_loss, settings.box_loss_weight, settings.smooth_l1_beta),
             selection=selection,
+            hard_iou=settings.hard_iou if settings.sampler == "ohem" else None,
         )
         for number in range(settings.stages)
     ]
@@ -187,6 +189,7 @@ def _assigner(config: RoIConfig, number: int) -> Assigner:
         negative_iou=negative,
         samples=config.samples,
         positive_fraction=config.positive_fraction,
+        sampler="balanced" if config.sampler == "ohem" else config.sampler,
     )
 
 
