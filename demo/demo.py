@@ -6,6 +6,7 @@ The source is a picture, a folder of pictures, a video file, a camera (0) or a U
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import time
@@ -58,7 +59,12 @@ def main(arguments: list[str]) -> None:
         source = stack.enter_context(open_source(options.source))
         still = isinstance(source, ImageFiles)
         window = stack.enter_context(Window(wait=still)) if options.show else None
-        predictor = detkit.load(options.checkpoint, weights=options.weights, device=options.device)
+        predictor = detkit.load(
+            options.checkpoint,
+            weights=options.weights,
+            device=options.device,
+            overrides=[f"test.thresholds={json.dumps(options.threshold)}"],
+        )
         total = frame_count(source, options.max_frames)
         sinks = create_sinks(options, source, predictor, total)
         frames = tqdm(
@@ -72,7 +78,7 @@ def main(arguments: list[str]) -> None:
             with ExitStack() as writing:
                 for sink in sinks:
                     writing.enter_context(sink)
-                process(frames, predictor, sinks, window, options.threshold, tally)
+                process(frames, predictor, sinks, window, tally)
         except KeyboardInterrupt:  # the sinks have completed their files
             frames.close()
             report(tally, source, predictor, sinks, options.threshold)
@@ -86,13 +92,12 @@ def process(
     predictor: Predictor,
     sinks: Sequence[Sink],
     window: Window | None,
-    threshold: float,
     tally: Tally,
 ) -> None:
     """Predict, draw and pass on each frame, until the user closes the window."""
     for frame in frames:
         start = time.perf_counter()
-        found = predictor(frame.image, score_threshold=threshold)
+        found = predictor(frame.image)
         tally.predict_seconds.append(time.perf_counter() - start)
         picture = draw_detections(frame.image, found, predictor.class_names)
         for sink in sinks:
@@ -136,15 +141,20 @@ def frame_count(source: Source, limit: int | None) -> int | None:
 
 
 def report(
-    tally: Tally, source: Source, predictor: Predictor, sinks: Sequence[Sink], threshold: float
+    tally: Tally,
+    source: Source,
+    predictor: Predictor,
+    sinks: Sequence[Sink],
+    threshold: float | str,
 ) -> None:
     """Say what was found, how fast and where it is."""
     if not tally.frames:
         return
     unit = "pictures" if isinstance(source, ImageFiles) else "frames"
     skipped = source.skipped if isinstance(source, ImageFiles) else 0
+    limit = f"score {threshold:g} or more" if isinstance(threshold, float) else str(threshold)
     print(
-        f"{unit}: {tally.frames}, detections of score {threshold:g} or more: {tally.detections}"
+        f"{unit}: {tally.frames}, detections of {limit}: {tally.detections}"
         + (f", pictures that cannot be read: {skipped}" if skipped else "")
     )
     # the first prediction also allocates and warms up
@@ -169,7 +179,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--out", type=Path, help="folder or file to write to (default: demo/ beside the checkpoint)"
     )
-    add("--threshold", type=fraction, default=0.5, help="lowest score shown (default: 0.5)")
+    add(
+        "--threshold",
+        type=number_or_file,
+        default=0.5,
+        metavar="NUMBER|FILE",
+        help="lowest score shown: a number (default: 0.5), or thresholds.yaml of "
+        "tools/choose_thresholds.py",
+    )
     add("--show", action="store_true", help="show a window; without --out nothing is written then")
     add("--save-json", type=Path, metavar="FILE", help="write all detections into this file")
     add("--sheet", type=Path, metavar="FILE", help="draw up to 16 results on one picture (.jpg)")
@@ -179,10 +196,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def fraction(text: str) -> float:
-    if not 0 <= float(text) <= 1:
+def number_or_file(text: str) -> float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        if not Path(text).is_file():
+            reason = f"{text} is neither a number in 0..1 nor a file"
+            raise argparse.ArgumentTypeError(reason) from None
+        return text
+    if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
-    return float(text)
+    return number
 
 
 def positive(text: str) -> int:

@@ -1,4 +1,7 @@
-"""Measure a checkpoint: python tools/test.py runs/quickstart/best.pt [key.path=value ...]."""
+"""Measure a checkpoint: python tools/test.py runs/quickstart/best.pt [key.path=value ...].
+
+Several are measured together, as an ensemble: python tools/test.py a.pt b.pt test.weights=[2,1].
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,36 @@ from detkit import cli
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import is_main, process_group
-from detkit.engine.evaluate import measure_checkpoint
+from detkit.engine.evaluate import measure_ensemble
 
 
 def main(arguments: list[str]) -> None:
     """Evaluate on data.test, or data.val, and write metrics.json and detections.json."""
-    parser = argparse.ArgumentParser(description="Measure a checkpoint on its test data.")
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="changes to its recipe"
+    parser = argparse.ArgumentParser(
+        description="Measure a checkpoint, or several together, on its test data."
     )
-    parser.add_argument("--out", help="folder to write to (default: test/ beside the checkpoint)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    add = parser.add_argument
+    add("checkpoint", help="best.pt or last.pt of a run")
+    add(
+        "rest",
+        nargs="*",
+        metavar="checkpoint | key.path=value",
+        help="more checkpoints, to be measured together as an ensemble; changes to their recipes",
+    )
+    add("--out", help="folder to write to (default: test/ or ensemble/ beside the checkpoint)")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
+    overrides = [each for each in options.rest if "=" in each and not Path(each).is_file()]
+    paths = [options.checkpoint, *(each for each in options.rest if each not in overrides)]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    checkpoint = load_checkpoint(options.checkpoint, options.overrides)
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"a checkpoint is named twice: {', '.join(paths)}")
+    members = {path: load_checkpoint(path, overrides) for path in paths}
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-    folder = Path(options.out) if options.out else Path(options.checkpoint).parent / "test"
+    name = "test" if len(paths) == 1 else "ensemble"
+    folder = Path(options.out) if options.out else Path(paths[0]).parent / name
     with process_group(device):
-        result = measure_checkpoint(checkpoint, folder=folder, device=device)
+        result = measure_ensemble(members, folder=folder, device=device)
         if is_main():
             print(f"{result.summary()}\n\n{result.table()}\n\nwritten to {folder}")
 

@@ -36,9 +36,10 @@ def check_same_classes(dataset: CocoDataset, class_names: tuple[str, ...], role:
         ValueError: other classes, or another order.
     """
     if tuple(dataset.class_names) != tuple(class_names):
+        own = short_list(tuple(dataset.class_names))
         raise ValueError(
-            f"data.{role} has the classes {_short(tuple(dataset.class_names))}, the detector knows "
-            f"{_short(tuple(class_names))}; use annotations with the same categories"
+            f"data.{role} has the classes {own}, the detector knows "
+            f"{short_list(tuple(class_names))}; use annotations with the same categories"
         )
 
 
@@ -109,5 +110,6 @@ def _workers(recipe: Recipe) -> int:
     return min((usable_cores() - 1) // distributed.local_world_size(), limit)
 
 
-def _short(names: tuple[str, ...]) -> str:
+def short_list(names: tuple[str, ...]) -> str:
+    """The first names, and how many there are, for a message."""
     return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

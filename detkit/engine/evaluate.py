@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,27 @@ from tqdm import tqdm
 from detkit.config import ConfigError, Recipe, Source
 from detkit.data import CocoDataset, coco_ground_truth
 from detkit.detectors import Detector
+from detkit.detectors.factory import build_fuse
+from detkit.detectors.image_pyramid import Fuse
 from detkit.engine import distributed
 from detkit.engine.checkpoint import Checkpoint
-from detkit.engine.data import build_dataset, check_same_classes, eval_loader, share_cores
+from detkit.engine.data import (
+    build_dataset,
+    check_same_classes,
+    eval_loader,
+    share_cores,
+    short_list,
+)
 from detkit.engine.device import amp_dtype
+from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.evaluation.thresholds import above, read_thresholds
 from detkit.files import write_atomically
 from detkit.structures import Batch, Detections
+
+logger = logging.getLogger(__name__)
+
+ENSEMBLE_NMS = "hard"
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,6 @@ class Evaluation:
     detections: dict[int, Detections]
 
 
-@torch.no_grad()
 def evaluate(
     detector: Detector,
     loader: DataLoader[Batch],
@@ -60,6 +74,20 @@ def evaluate(
         dtype: for autocast, or None.
         with_loss: also compute the losses, from the same feature maps.
     """
+    found, losses = detect(detector, loader, device=device, dtype=dtype, with_loss=with_loss)
+    return Evaluation(measure(found, dataset), losses, found)
+
+
+@torch.no_grad()
+def detect(
+    detector: Detector,
+    loader: DataLoader[Batch],
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    with_loss: bool = False,
+) -> tuple[dict[int, Detections], dict[str, float]]:
+    """Detections by image id and mean losses, of all processes; see `evaluate`."""
     sums: dict[str, float] = defaultdict(float)
     found: dict[int, Detections] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -69,25 +97,36 @@ def evaluate(
         for batch in tqdm(loader, "evaluate", leave=False, disable=not distributed.is_main()):
             assert batch.targets is not None
             on_device = batch.to(device, non_blocking=True)
+            losses = {}
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                features = detector.features(on_device)
-                detections = detector.detections(features, on_device)
-                losses = detector.losses(features, on_device) if with_loss else {}
+                if with_loss:
+                    features = detector.features(on_device)
+                    detections = detector.detections(features, on_device)
+                    losses = detector.losses(features, on_device)
+                else:
+                    detections = detector.predict(on_device.without_targets())
             for name, value in losses.items():
                 sums[name] += value.item() * len(batch)
             for target, of_image in zip(batch.targets, detections, strict=True):
                 found[target.image_id] = of_image.to("cpu")
     shares = distributed.gather((found, dict(sums)))
     everything = {image: d for share, _ in shares for image, d in share.items()}
-    return Evaluation(
-        measure(everything, dataset),
-        {n: sum(part.get(n, 0.0) for _, part in shares) / len(everything) for n in sums},
-        everything,
-    )
+    means = {n: sum(part.get(n, 0.0) for _, part in shares) / len(everything) for n in sums}
+    return everything, means
 
 
 def measure(detections: dict[int, Detections], dataset: CocoDataset) -> CocoResult:
     """The COCO metric against the ground truth exactly as the annotations have it."""
+    return evaluator_of(detections, dataset).compute()
+
+
+def evaluator_of(detections: dict[int, Detections], dataset: CocoDataset) -> CocoEvaluator:
+    """An evaluator that has taken all detections, and the ground truth as the annotations have it.
+
+    Args:
+        detections: by image id, on the CPU.
+        dataset: with the truths.
+    """
     truth = coco_ground_truth(dataset)
     evaluator = CocoEvaluator.from_arrays(
         image_ids=truth.image_ids,
@@ -102,7 +141,7 @@ def measure(detections: dict[int, Detections], dataset: CocoDataset) -> CocoResu
     for image_id, found in detections.items():
         categories = dataset.category_ids[found.labels.numpy()]
         evaluator.update(image_id, found.boxes.numpy(), found.scores.numpy(), categories)
-    return evaluator.compute()
+    return evaluator
 
 
 def coco_results(
@@ -152,16 +191,108 @@ def measure_checkpoint(checkpoint: Checkpoint, *, folder: Path, device: torch.de
     Raises:
         ValueError: no data to measure on, or data of other classes.
     """
-    source = source_to_test(checkpoint.recipe)
-    dtype = amp_dtype(checkpoint.recipe.test.amp, device)
-    share_cores(checkpoint.recipe)
+    return measure_ensemble({"": checkpoint}, folder=folder, device=device)
+
+
+def measure_ensemble(
+    members: Mapping[str, Checkpoint], *, folder: Path, device: torch.device
+) -> CocoResult:
+    """Evaluate what several checkpoints find together, as `measure_checkpoint` does with one.
+
+    Each prepares the pictures as its own recipe says. On which data, by which fusion, weights and
+    thresholds is said by the recipe of the first.
+
+    Args:
+        members: the checkpoints by the name that the metrics call them.
+        folder: where the main process writes.
+        device: where to compute.
+
+    Raises:
+        ValueError: no data to measure on, data or checkpoints of other classes, as many weights as
+            there are no checkpoints.
+    """
+    fuse = _ensemble_fuse(members)
+    first = next(iter(members.values()))
+    source = source_to_test(first.recipe)
+    thresholds = None
+    if first.recipe.test.thresholds is not None:
+        thresholds = read_thresholds(first.recipe.test.thresholds, first.class_names)
     dataset = build_dataset(source, role="test")
-    check_same_classes(dataset, checkpoint.class_names, "test")
-    loader = eval_loader(checkpoint.recipe, dataset, pin_memory=device.type == "cuda")
-    detector = checkpoint.detector().to(device)
-    outcome = evaluate(detector, loader, dataset, device=device, dtype=dtype)
+    check_same_classes(dataset, first.class_names, "test")
+    parts = [detect_with(member, dataset, device=device) for member in members.values()]
+    found = parts[0]
+    if fuse is not None:
+        found = {image: fuse([part[image] for part in parts]) for image in found}
+    if thresholds is not None:
+        found = {image: above(each, thresholds) for image, each in found.items()}
+    result = measure(found, dataset)
     if distributed.is_main():
-        records = coco_results(outcome.detections, dataset.category_ids.tolist())
+        metrics = result.as_dict()
+        if fuse is not None:
+            metrics["checkpoints"] = list(members)
+        records = coco_results(found, dataset.category_ids.tolist())
         write_atomically(folder / "detections.json", json.dumps(records))
-        write_atomically(folder / "metrics.json", json.dumps(outcome.result.as_dict(), indent=1))
-    return outcome.result
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1))
+    return result
+
+
+def detect_with(
+    checkpoint: Checkpoint, dataset: CocoDataset, *, device: torch.device
+) -> dict[int, Detections]:
+    """What a finished detector finds, looking at pictures as `test` of its recipe says."""
+    recipe = checkpoint.recipe
+    dtype = amp_dtype(recipe.test.amp, device)
+    share_cores(recipe)
+    preparation = Preparation.of(recipe)
+    loader = eval_loader(
+        recipe,
+        dataset,
+        pin_memory=device.type == "cuda",
+        transform=preparation.transform,
+        batch_size=preparation.batch_size,
+    )
+    detector = with_views(checkpoint.detector().to(device), recipe)
+    found, _ = detect(detector, loader, device=device, dtype=dtype)
+    return found
+
+
+def validation_evaluator(checkpoint: Checkpoint, *, device: torch.device) -> CocoEvaluator:
+    """What a finished detector finds in data.val, beside the truths.
+
+    Raises:
+        ValueError: no such data, or of other classes.
+    """
+    source = checkpoint.recipe.data.val
+    if source is None:
+        raise ConfigError(
+            "the recipe names no data.val; set data.val.format=coco data.val.annotations=FILE "
+            "data.val.images=FOLDER"
+        )
+    dataset = build_dataset(source, role="val")
+    check_same_classes(dataset, checkpoint.class_names, "val")
+    return evaluator_of(detect_with(checkpoint, dataset, device=device), dataset)
+
+
+def _ensemble_fuse(members: Mapping[str, Checkpoint]) -> Fuse | None:
+    """How the answers of the checkpoints become one; None where there is but one checkpoint."""
+    (first_name, first), *others = members.items()
+    for name, other in others:
+        if other.class_names != first.class_names:
+            raise ValueError(
+                f"{name} knows the classes {short_list(other.class_names)}, {first_name} knows "
+                f"{short_list(first.class_names)}; checkpoints that share a test need the same ones"
+            )
+    test, model = first.recipe.test, first.recipe.model
+    if test.weights is not None and len(test.weights) != len(members):
+        raise ValueError(
+            f"test.weights has {len(test.weights)} entries for {len(members)} checkpoint"
+            f"{'s' if others else ''}; give one each"
+        )
+    if not others:
+        return None
+    fusion = test.fusion.model_copy(update={"nms": test.fusion.nms or ENSEMBLE_NMS})
+    if distributed.is_main():
+        named = zip(members, test.weights or [1.0] * len(members), strict=True)
+        what = ", ".join(f"{name} (weight {weight:g})" for name, weight in named)
+        logger.info("fusing by %s: %s", fusion.nms, what)
+    return build_fuse(fusion, model.select, weights=test.weights)

@@ -242,14 +242,18 @@ class CocoEvaluator:
                     )
                 self._images.setdefault(image_id, {key: columns[key][i] for key in columns})
 
-    def compute(self) -> CocoResult:
-        """Evaluate all that has come; more may come after."""
+    def flat_detections(self) -> FlatDetections:
+        """What has come so far of the listed categories, indexed as `truths` is."""
         state = self.state()
         place = [self._place[image_id] for image_id in self._images]
         image = np.repeat(np.array(place, np.int64), state["counts"])
         category, listed = index_of(self.truths.category_ids, state["category_ids"])
         detections = FlatDetections(image, category, state["boxes"], state["scores"])
-        return _evaluate(self.truths, detections[np.flatnonzero(listed)], self.settings)
+        return detections[np.flatnonzero(listed)]
+
+    def compute(self) -> CocoResult:
+        """Evaluate all that has come; more may come after."""
+        return _evaluate(self.truths, self.flat_detections(), self.settings)
 
     def reset(self) -> None:
         """Forget the detections, keep the ground truth."""

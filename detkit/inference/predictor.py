@@ -16,12 +16,14 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from detkit.backbones.weights import load_into, read_weights
-from detkit.config import Recipe
-from detkit.data import EvalTransform, Sample, collate, read_image
+from detkit.config import Recipe, build_recipe
+from detkit.data import Sample, collate, read_image
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.torchvision_weights import PUBLISHED, convert, is_torchvision
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import amp_dtype, pick_device
+from detkit.engine.views import Preparation, with_views
+from detkit.evaluation.thresholds import Thresholds, above, read_thresholds
 from detkit.registry import suggest
 from detkit.structures import Batch, Detections
 
@@ -30,9 +32,16 @@ Pictures = list[Any] | tuple[Any, ...]  # of Picture; not Sequence, which a path
 
 
 def load(
-    model: str | Path, *, weights: str | Path | None = None, device: str | None = None
+    model: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Predictor:
     """A predictor from a checkpoint, or from a published model.
+
+    It looks at pictures as tools/test.py does: what the section `test` of the recipe says of
+    scales, mirror images, tiles and thresholds holds.
 
     Args:
         model: a checkpoint ("runs/quickstart/best.pt"), or the name of a published model
@@ -40,20 +49,23 @@ def load(
         weights: only with a name: "coco" for torchvision's published file, or the path of a file
             with the 90 classes of COCO.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
+        overrides: changes to the recipe, as on the command line ("test.tile=640",
+            "model.select.nms=soft_gaussian").
 
     Raises:
-        ValueError: no such checkpoint, name, weights or device, or one that cannot be used.
+        ValueError: no such checkpoint, name, weights, device or setting, or one that cannot be
+            used.
         ConnectionError: the published file is neither in the cache nor to be had.
     """
     target = pick_device(device)
     if str(model) in PUBLISHED:
-        return _load_published(str(model), weights, target)
+        return _load_published(str(model), weights, target, overrides)
     if weights is not None:
         raise ValueError(
             f"weights={str(weights)!r} goes with the name of a published model "
             f"({', '.join(PUBLISHED)}); the checkpoint {model} has its own"
         )
-    checkpoint = load_checkpoint(_checkpoint_path(model))
+    checkpoint = load_checkpoint(_checkpoint_path(model), list(overrides))
     return Predictor(
         checkpoint.detector(),
         checkpoint.recipe,
@@ -68,13 +80,14 @@ class Predictor:
 
     Args:
         detector: moved to `device` and put into evaluation mode.
-        recipe: says how pictures are resized, padded, batched, and in which precision.
+        recipe: says how pictures are resized, padded, batched and looked at, in which precision,
+            and what is reported.
         class_names: of labels `0..C-1`.
         category_ids: of labels `0..C-1` in the data set that the detector learnt from.
         device: where to compute.
 
     Attributes:
-        detector: the module.
+        detector: the module; where `test` asks for more than a plain look, what looks.
         class_names: of labels `0..C-1`.
         category_ids: of labels `0..C-1`.
         device: where it computes.
@@ -94,64 +107,76 @@ class Predictor:
         category_ids: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.detector = detector.to(device).eval()
+        self.detector = with_views(detector.to(device), recipe)
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.device = device
-        self._transform = EvalTransform(**recipe.data.resize.model_dump())
+        self._preparation = Preparation.of(recipe)
         self._divisor = recipe.model.size_divisor
-        self._batch_size = recipe.test.batch_size
+        self._thresholds = self._read(recipe.test.thresholds)
         self._dtype = amp_dtype(recipe.test.amp, device)
 
     @overload
     def __call__(
-        self, pictures: Picture, *, score_threshold: float | None = None
+        self, pictures: Picture, *, score_threshold: Thresholds | None = None
     ) -> Detections: ...
     @overload
     def __call__(
-        self, pictures: Pictures, *, score_threshold: float | None = None
+        self, pictures: Pictures, *, score_threshold: Thresholds | None = None
     ) -> list[Detections]: ...
     def __call__(
-        self, pictures: Picture | Pictures, *, score_threshold: float | None = None
+        self, pictures: Picture | Pictures, *, score_threshold: Thresholds | None = None
     ) -> Detections | list[Detections]:
         """Find objects in a picture, or in each of a list of pictures.
 
-        The pictures of a list are read and computed in batches of the recipe's test.batch_size.
+        The pictures of a list are read and computed in batches of the recipe's test.batch_size;
+        with test.tile one after the other, and their tiles in batches.
 
         Args:
             pictures: a path, an array `[H, W, 3]` uint8 RGB or a tensor `[3, H, W]` uint8 RGB; or
                 a list of these, of any sizes.
-            score_threshold: only detections whose score is at least this. The detector itself
-                reports none below its own threshold, model.select.score_threshold.
+            score_threshold: only detections whose score is at least this, instead of the recipe's
+                test.thresholds: a number, `{name of a class: number}`, or a file of these, as
+                tools/choose_thresholds.py writes it. The detector itself reports none below its
+                own threshold, model.select.score_threshold.
 
         Returns:
             Detections on the CPU, in pixels of the original picture, best first; a list of them
             for a list.
 
         Raises:
-            ValueError: a picture that cannot be read or is of another type or shape.
+            ValueError: a picture that cannot be read or is of another type or shape; a threshold
+                that is none.
         """
+        limits = self._thresholds if score_threshold is None else self._read(score_threshold)
         if not isinstance(pictures, list | tuple):
-            return self._predict([pictures], score_threshold)[0]
+            return self._predict([pictures], limits)[0]
         found: list[Detections] = []
-        for start in range(0, len(pictures), self._batch_size):
-            found += self._predict(pictures[start : start + self._batch_size], score_threshold)
+        size = self._preparation.batch_size
+        for start in range(0, len(pictures), size):
+            found += self._predict(pictures[start : start + size], limits)
         return found
 
-    def _predict(self, pictures: Sequence[Picture], threshold: float | None) -> list[Detections]:
+    def _read(self, thresholds: Thresholds | None) -> list[float] | None:
+        return None if thresholds is None else read_thresholds(thresholds, self.class_names)
+
+    def _predict(
+        self, pictures: Sequence[Picture], thresholds: list[float] | None
+    ) -> list[Detections]:
         batch = self._batch([to_rgb(picture) for picture in pictures])
         with (
             torch.no_grad(),  # not inference_mode: callers may change what they get in place
             torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
         ):
             found = [each.to("cpu") for each in self.detector.predict(batch.to(self.device))]
-        if threshold is None:
+        if thresholds is None:
             return found
-        return [each[each.scores >= threshold] for each in found]
+        return [above(each, thresholds) for each in found]
 
     def _batch(self, images: Sequence[np.ndarray]) -> Batch:
         """Resize and pad as testing does."""
-        samples = [self._transform(_without_truth(image)) for image in images]
+        prepare = self._preparation.transform
+        samples = [prepare(_without_truth(image), 0) for image in images]
         return collate(samples, divisor=self._divisor).without_targets()
 
 
@@ -202,12 +227,15 @@ def _without_truth(image: np.ndarray) -> Sample:
     )
 
 
-def _load_published(name: str, weights: str | Path | None, device: torch.device) -> Predictor:
+def _load_published(
+    name: str, weights: str | Path | None, device: torch.device, overrides: Sequence[str]
+) -> Predictor:
     """A published architecture with the 90 category ids of COCO, ten of which name nothing."""
     if weights is None:
         raise ValueError(f"{name} needs weights: 'coco', or the path of a file with its classes")
     names = get_model_weights(name)["COCO_V1"].meta["categories"][1:]  # 0 is the background
-    recipe = Recipe(name=name, model=PUBLISHED[name])
+    model = PUBLISHED[name].model_dump(mode="json")
+    recipe = build_recipe({"name": name, "model": model}, overrides, where=name)
     detector = create_detector(recipe.model, num_classes=len(names))
     state = read_weights(name, weights)
     if is_torchvision(state):
