@@ -1,0 +1,347 @@
+"""A classifier of windows, slid over the image: the oldest detector of the ladder.
+
+LeCun et al. 1998 (Proceedings of the IEEE 86, section VII), OverFeat (arXiv 1312.6229).
+B images, N windows of an image, R windows of all images, C classes, H and W height and width.
+
+There are two ways to compute what it says of its windows. Mode "crop" cuts each window out, resizes
+it, and runs the classifier on it: the textbook's way, right for any network. Mode "dense" resizes
+the image, once for each size of windows, and runs the classifier on the whole of it, as a
+convolution: what windows share is computed once. The two differ
+
+- nowhere where the network does not pad its borders (LeNet, and OverFeat's first layers);
+- where it does (VGG, ResNet, most others), in the cells of a window's map whose receptive field
+  reaches over the border of the window: there a crop has zeros, and the image has its next pixels.
+  Cells whose receptive field lies inside the window are the same. A network whose receptive field
+  is larger than the window has no such cell, and may need "crop";
+- with attention that looks at the whole map (squeeze and excitation, non-local): of a crop it sees
+  the window, of the image everything.
+
+Training always cuts windows out, so that a trained detector can be used either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones import Backbone
+from detkit.backbones.feature_info import describe
+from detkit.detectors.base import Detector, Losses
+from detkit.detectors.roi import BoxLoss, with_image
+from detkit.detectors.window_head import ClassifierHead, SlidingHead
+from detkit.detectors.windows import WindowGrid, cut_windows, jitter_boxes, resize_for
+from detkit.nn.dense import plan_offsets
+from detkit.ops import Assigned, Assigner, Selection, cross_entropy, decode
+from detkit.ops.box_coder import Weights
+from detkit.structures import Batch, Detections, Size
+
+Mode = Literal["crop", "dense"]
+Module = Callable[[Tensor], Tensor]
+
+AT_ONCE = 1024  # windows that go through the network together in mode "crop"
+GREY = (0.299, 0.587, 0.114)  # of R, G and B in the brightness
+
+
+class Judged(NamedTuple):
+    """What the classifier says of the windows of one image.
+
+    Attributes:
+        logits: `[N, C + 1]`, background last.
+        offsets: `[N, C, 4]`, or `[N, 1, 4]` where all classes share a box.
+    """
+
+    logits: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
+class WindowLearning:
+    """How a window classifier is trained.
+
+    Attributes:
+        assigner: which windows learn what.
+        hard_negatives: so many times as many windows are scored as learn; of the background those
+            with the highest loss learn. 1 takes random ones.
+        copies: of each truth that are windows too, moved and scaled a little.
+        jitter: how much, see `jitter_boxes`.
+        box_weights: of the offsets.
+        box_loss: of the positives.
+    """
+
+    assigner: Assigner
+    hard_negatives: int
+    copies: int
+    jitter: float
+    box_weights: Weights
+    box_loss: BoxLoss
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What R drawn windows are to learn.
+
+    Attributes:
+        labels: `[R]`; C for the background.
+        boxes: `[R, 4]`, meaningful where positive.
+        positive: `[R]` bool.
+        valid: `[R]` bool; False where there were too few windows.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    positive: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, drawn: Sequence[Assigned], *, background: int) -> Truth:
+        """Of all images together."""
+        labels, boxes, positive, valid = (
+            torch.cat([getattr(each, name) for each in drawn])
+            for name in ("labels", "boxes", "positive", "valid")
+        )
+        return cls(labels.masked_fill(~positive, background), boxes, positive, valid)
+
+    def __getitem__(self, index: Tensor) -> Truth:
+        """Some of them."""
+        return Truth(self.labels[index], self.boxes[index], self.positive[index], self.valid[index])
+
+
+class SlidingWindow(Detector):
+    """Judge every window of a grid.
+
+    Args:
+        backbone: windows, as pictures of the classifier's input size, to a list with one map; of
+            one channel if it takes grey pictures.
+        head: judges windows of maps.
+        grid: where the windows are.
+        learning: how it is trained.
+        selection: what is reported.
+        mode: "crop" or "dense", see above; the attribute may be changed at any time.
+        mean: of R, G and B in 0..1.
+        std: of R, G and B in 0..1.
+
+    Raises:
+        ValueError: "dense" cannot give the stride of the grid.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: SlidingHead | ClassifierHead,
+        grid: WindowGrid,
+        *,
+        learning: WindowLearning,
+        selection: Selection,
+        mode: Mode,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__(mean=mean, std=std)
+        self.backbone = backbone
+        self.head = head
+        self.grid = grid
+        self.learning = learning
+        self.selection = selection
+        self.mode = mode
+        if mode == "dense":  # find out now whether it can
+            plan_offsets([stride for _, stride in chain_of(backbone)], grid.stride)
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """The pixels: everything else depends on the windows."""
+        images = self.normalize(batch)
+        if self.backbone.in_channels == 1:
+            images = (images * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
+        return [images]
+
+    # ------------------------------------------------------------------------- the two modes
+
+    def judge(self, images: Tensor, sizes: Sequence[Size]) -> list[Judged]:
+        """What the classifier says of the windows of each image, in the order of the grid.
+
+        Args:
+            images: `[B, D, H, W]`, normalised, zero beyond their sizes.
+            sizes: (height, width) of each image.
+        """
+        return (self._judge_crops if self.mode == "crop" else self._judge_images)(images, sizes)
+
+    def classify(self, crops: Tensor) -> Judged:
+        """The same of windows that were cut out, `[R, D, h_in, w_in]`."""
+        logits, offsets = self.head(self.backbone(crops)[-1])
+        return Judged(logits[:, 0, 0], offsets[:, 0, 0])
+
+    def _judge_crops(self, images: Tensor, sizes: Sequence[Size]) -> list[Judged]:
+        """Every window on its own."""
+        windows = [self._windows(images, size) for size in sizes]
+        parts = [
+            self.classify(cut_windows(images, regions, self.grid.input_size))
+            for regions in with_image(windows).split(AT_ONCE)
+        ]
+        joined = (torch.cat(part) for part in zip(*parts, strict=True))
+        split = (part.split([len(each) for each in windows]) for part in joined)
+        return [Judged(*each) for each in zip(*split, strict=True)]
+
+    def _judge_images(self, images: Tensor, sizes: Sequence[Size]) -> list[Judged]:
+        """All windows of a size at once."""
+        chain = chain_of(self.backbone)
+        plan = plan_offsets([stride for _, stride in chain], self.grid.stride)
+        modules = [module for module, _ in chain]
+        found: list[list[Judged]] = [[] for _ in sizes]
+        for window in self.grid.sizes:
+            counts = [self.grid.counts(window, size) for size in sizes]
+            most = (max(rows for rows, _ in counts), max(columns for _, columns in counts))
+            span = self.grid.spans(most)
+            resized = resize_for(images, window, self.grid.input_size, span)
+            # [B, H', W', ...] of the windows of the largest image
+            parts = [
+                plan.interleave(part, len(sizes)) for part in self.head(plan.run(modules, resized))
+            ]
+            for image, (rows, columns) in enumerate(counts):
+                own = (part[image, :rows, :columns].flatten(0, 1) for part in parts)
+                found[image].append(Judged(*own))
+        return [Judged(*(torch.cat(part) for part in zip(*each, strict=True))) for each in found]
+
+    def _windows(self, images: Tensor, size: Size) -> Tensor:
+        return self.grid.boxes(size, device=images.device, dtype=images.dtype)
+
+    # ------------------------------------------------------------------------------ learning
+
+    def losses(self, features: list[Tensor], batch: Batch) -> Losses:
+        """Cross entropy over classes and background, and the box loss of the positives."""
+        assert batch.targets is not None
+        (images,) = features
+        if not self.head.background:
+            raise ValueError(
+                "this classifier has no class for the background, so that windows without an "
+                "object could teach it nothing; train a detector with model.detector=sliding_window"
+            )
+        if len(batch) == 0:
+            parts = ("class", "box") if self.head.regresses else ("class",)
+            return {f"window/{part}": images.sum() for part in parts}
+        windows, drawn = self._draw(images, batch)
+        regions = with_image(windows)  # [R, 5]
+        crops = cut_windows(images, regions, self.grid.input_size)
+        truth = Truth.of(drawn, background=self.head.num_classes)
+        if self.learning.hard_negatives > 1:
+            kept = self._hardest(crops, truth, images=len(batch))
+            crops, regions, truth = crops[kept], regions[kept], truth[kept]
+        return self._loss_of(self.classify(crops), regions[:, 1:], truth)
+
+    @torch.no_grad()
+    def _draw(self, images: Tensor, batch: Batch) -> tuple[list[Tensor], list[Assigned]]:
+        """Windows `[S, 4]` of each image to learn from, and what they are to learn."""
+        assert batch.targets is not None
+        learning = self.learning
+        assigner = _with_more_negatives(learning.assigner, learning.hard_negatives)
+        windows, drawn = [], []
+        for size, target in zip(batch.sizes, batch.targets, strict=True):
+            near = jitter_boxes(
+                target.boxes[~target.crowd], copies=learning.copies, amount=learning.jitter
+            )
+            grid = self._windows(images, size)
+            candidates = torch.cat([grid, near.to(grid)])
+            assigned = assigner(candidates, target)
+            windows.append(candidates[assigned.index])
+            drawn.append(assigned)
+        return windows, drawn
+
+    @torch.no_grad()
+    def _hardest(self, crops: Tensor, truth: Truth, *, images: int) -> Tensor:
+        """Indices `[B * S]` of all positives and, to fill up, the negatives of highest loss."""
+        with evaluating(self):  # scores leave no trace in the statistics of batch norm
+            logits = torch.cat([self.classify(part).logits for part in crops.split(AT_ONCE)])
+        loss = cross_entropy(logits, truth.labels)
+        rank = loss.masked_fill(truth.positive, torch.inf).masked_fill(~truth.valid, -1.0)
+        rank = rank.view(images, -1)  # [B, S * hard_negatives]
+        count = min(self.learning.assigner.samples, rank.shape[1])
+        best = rank.topk(count, dim=1).indices  # [B, S]
+        first = torch.arange(images, device=best.device) * rank.shape[1]
+        return (first[:, None] + best).flatten()
+
+    def _loss_of(self, judged: Judged, windows: Tensor, truth: Truth) -> Losses:
+        """Means over the windows `[R, 4]` that count."""
+        count = truth.valid.sum().clamp(min=1)
+        classes = cross_entropy(judged.logits, truth.labels)
+        losses = {"window/class": (classes * truth.valid).sum() / count}
+        if self.head.regresses:
+            boxes = self._box_loss(judged.offsets, windows, truth)
+            losses["window/box"] = (boxes * truth.positive).sum() / count
+        return losses
+
+    def _box_loss(self, offsets: Tensor, windows: Tensor, truth: Truth) -> Tensor:
+        """Loss `[R]`, meaningful where positive."""
+        column = truth.labels if offsets.shape[1] > 1 else torch.zeros_like(truth.labels)
+        column = column.masked_fill(~truth.positive, 0)  # the background has no column
+        own = offsets[torch.arange(len(column), device=column.device), column]  # [R, 4]
+        # where there is no truth a unit box is compared to itself: finite, and masked later
+        unit = (torch.arange(4, device=windows.device) >= 2).to(windows.dtype)  # 0, 0, 1, 1
+        windows, goals = (
+            torch.where(truth.positive[:, None], boxes, unit) for boxes in (windows, truth.boxes)
+        )
+        return self.learning.box_loss(own, windows, goals, self.learning.box_weights)
+
+    def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
+        """Score every window, move it to its object, select."""
+        judged = self.judge(features[0], batch.sizes)
+        found = []
+        for (logits, offsets), size, original in zip(
+            judged, batch.sizes, batch.original_sizes, strict=True
+        ):
+            windows = self._windows(features[0], size)
+            boxes = decode(offsets, windows[:, None], weights=self.learning.box_weights)
+            scores = logits.softmax(dim=1)[:, :-1]  # [N, C], background dropped
+            found.append(self.selection(boxes, scores, size, original))
+        return found
+
+
+def chain_of(backbone: Backbone) -> list[tuple[Module, int]]:
+    """The modules from the image to the last map, and the stride of each.
+
+    A network of another library, of whose layers nothing is known, is one module.
+    """
+    chain: list[tuple[Module, int]] = []
+    try:
+        for name, stage in zip(backbone.stage_names, backbone.stages(), strict=False):
+            behind = (backbone.after_stage[name],) if name in backbone.after_stage else ()
+            chain += [(each, describe(name, 1, [each]).stride) for each in (*stage, *behind)]
+    except TypeError:
+        return [(lambda images: backbone(images)[-1], backbone.feature_info[-1].stride)]
+    return chain
+
+
+@torch.no_grad()
+def map_of(backbone: Backbone, size: Size) -> tuple[int, int, int]:
+    """(channels, rows, columns) of the map of a picture of (height, width).
+
+    Raises:
+        ValueError: it is too small.
+    """
+    weight = next(backbone.parameters())
+    with evaluating(backbone):
+        last = backbone(weight.new_zeros(1, backbone.in_channels, *size))[-1]
+    return last.shape[1], last.shape[2], last.shape[3]
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Switch to evaluation, and every module back to what it was."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _with_more_negatives(assigner: Assigner, factor: int) -> Assigner:
+    """As many positives at most, but `factor` times as many windows."""
+    positives = int(assigner.samples * assigner.positive_fraction)
+    samples = assigner.samples * factor
+    # half a window more, for the product must not come out below the whole number
+    fraction = min(1.0, (positives + 0.5) / samples)
+    return replace(assigner, samples=samples, positive_fraction=fraction)
