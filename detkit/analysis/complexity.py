@@ -19,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import Backbone, Classifier, FeatureInfo
 from detkit.detectors import RegionProposal
+from detkit.detectors.crop import RoICrop
+from detkit.detectors.roi import RegionPool
+from detkit.detectors.rpn import RPN
 from detkit.structures import Size
 
 MACS_CONVENTION = (
@@ -121,23 +124,42 @@ def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
     assert isinstance(body, Backbone)
 
     def run(images: Tensor, meter: _Meter) -> None:
+        regions = len(images) * proposals_of(net, size)
+        pool = net.roi_stages[0].pool
+        if isinstance(pool, RoICrop):  # each region is a picture of its own
+            images = images.new_empty(regions, body.in_channels, pool.size, pool.size)
         maps = _run_backbone(body, images, meter)
         if net.neck is not None:
             with meter.part("neck", net.neck) as record:
                 maps = record(net.neck(maps))
-        with meter.part("rpn", net.rpn) as record:
-            record(net.rpn.head(maps))
-        regions = len(images) * proposals_of(net)
-        side = net.roi.pool.resolution
+        if isinstance(net.rpn, RPN):
+            with meter.part("rpn", net.rpn) as record:
+                record(net.rpn.head(maps))
         with meter.part("roi", net.roi) as record:
-            record(net.roi.head(maps[0].new_empty(regions, maps[0].shape[1], side, side)))
+            record(_run_stages(net, maps, regions))
 
     return _count(net, run, (body.in_channels, *size), details=True)
 
 
-def proposals_of(net: RegionProposal) -> int:
-    """How many regions of one image the second stage looks at: drawn in training, else at most."""
-    return net.roi.assigner.samples if net.training else net.rpn.test_limits.post_nms
+def _run_stages(net: RegionProposal, maps: list[Tensor], regions: int) -> list[Any]:
+    """What the second stages say of so many regions, each as often as it is asked."""
+    stages = net.roi_stages
+    pool, (_, channels, *shape) = stages[0].pool, maps[-1].shape
+    assert isinstance(pool, RegionPool | RoICrop)
+    if pool.resolution is not None:
+        shape = [pool.resolution] * 2
+    patches = maps[-1].new_empty(regions, channels, *shape)
+    # in testing what the last one looks at is judged by all
+    asked = stages if net.training else [*stages[:-1], *stages]
+    return [stage.head(patches) for stage in asked]
+
+
+def proposals_of(net: RegionProposal, size: Size) -> int:
+    """How many regions of an image of (height, width) the second stage looks at.
+
+    Those that are drawn in training, else the most that there can be.
+    """
+    return net.roi_stages[0].assigner.samples if net.training else net.rpn.most(size)
 
 
 def _run_backbone(net: Backbone, images: Tensor, meter: _Meter) -> list[Tensor]:

@@ -59,9 +59,9 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
             notes.append(f"not measured by gradient: {reason}")
     if isinstance(net, RegionProposal):
         parts = count_detector(net, subject.size)
-        training = proposals_of(net.train())
+        training, testing = (proposals_of(net.train(mode), subject.size) for mode in (True, False))
         notes.append(
-            f"{subject.num_classes} classes; roi: {proposals_of(net.eval())} regions of an image, "
+            f"{subject.num_classes} classes; roi: {testing} regions of an image, "
             f"its activations with the {training} of training"
         )
     elif isinstance(net, Backbone | Classifier):

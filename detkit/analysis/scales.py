@@ -16,6 +16,7 @@ from detkit.config import ResizeConfig
 from detkit.data import CocoDataset, coco_ground_truth, resized_shape
 from detkit.data.dataset import clip_truth
 from detkit.detectors import RegionProposal
+from detkit.detectors.rpn import RPN
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _share(chosen: np.ndarray) -> float:
 def levels_of(maps: Sequence[FeatureInfo], net: nn.Module | None = None) -> tuple[Level, ...]:
     """Describe the maps of a backbone, with the anchors of a detector that has some."""
     levels = [Level(info.name, info.stride, info.receptive_field) for info in maps]
-    if not isinstance(net, RegionProposal):
+    if not (isinstance(net, RegionProposal) and isinstance(net.rpn, RPN)):
         return tuple(levels)
     grid = net.rpn.anchors
     described = []

@@ -50,6 +50,11 @@ class RegionProposal(Detector):
         self.roi = roi
         self.shared = shared
 
+    @property
+    def roi_stages(self) -> list[RoIHead]:
+        """The second stage, or all of them."""
+        return list(self.roi) if isinstance(self.roi, CascadeHead) else [self.roi]
+
     def features(self, batch: Batch) -> list[Tensor]:
         """Maps of backbone and neck, finest first; of R-CNN the normalised images themselves."""
         images = self.normalize(batch)
