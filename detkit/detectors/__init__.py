@@ -2,8 +2,18 @@
 
 from detkit.detectors.base import Detector
 from detkit.detectors.factory import create_detector
+from detkit.detectors.from_classifier import from_classifier
 from detkit.detectors.image_pyramid import ImagePyramid
 from detkit.detectors.region_proposal import RegionProposal
+from detkit.detectors.sliding_window import SlidingWindow
 from detkit.detectors.tiled import Tiled
 
-__all__ = ["Detector", "ImagePyramid", "RegionProposal", "Tiled", "create_detector"]
+__all__ = [
+    "Detector",
+    "ImagePyramid",
+    "RegionProposal",
+    "SlidingWindow",
+    "Tiled",
+    "create_detector",
+    "from_classifier",
+]

@@ -38,7 +38,8 @@ from detkit.detectors.windows import WindowGrid, cut_windows, jitter_boxes, resi
 from detkit.nn.dense import plan_offsets
 from detkit.ops import Assigned, Assigner, Selection, cross_entropy, decode
 from detkit.ops.box_coder import Weights
-from detkit.structures import Batch, Detections, Size
+from detkit.ops.sampling import hardest
+from detkit.structures import Batch, Detections, Size, Target
 
 Mode = Literal["crop", "dense"]
 Module = Callable[[Tensor], Tensor]
@@ -105,10 +106,6 @@ class Truth:
             for name in ("labels", "boxes", "positive", "valid")
         )
         return cls(labels.masked_fill(~positive, background), boxes, positive, valid)
-
-    def __getitem__(self, index: Tensor) -> Truth:
-        """Some of them."""
-        return Truth(self.labels[index], self.boxes[index], self.positive[index], self.valid[index])
 
 
 class SlidingWindow(Detector):
@@ -222,45 +219,47 @@ class SlidingWindow(Detector):
         if len(batch) == 0:
             parts = ("class", "box") if self.head.regresses else ("class",)
             return {f"window/{part}": images.sum() for part in parts}
-        windows, drawn = self._draw(images, batch)
-        regions = with_image(windows)  # [R, 5]
-        crops = cut_windows(images, regions, self.grid.input_size)
-        truth = Truth.of(drawn, background=self.head.num_classes)
+        candidates = [
+            self._candidates(images, size, target)
+            for size, target in zip(batch.sizes, batch.targets, strict=True)
+        ]
+        assigner = _with_more_negatives(self.learning.assigner, self.learning.hard_negatives)
+        drawn = [
+            assigner(boxes, target) for boxes, target in zip(candidates, batch.targets, strict=True)
+        ]
         if self.learning.hard_negatives > 1:
-            kept = self._hardest(crops, truth, images=len(batch))
-            crops, regions, truth = crops[kept], regions[kept], truth[kept]
-        return self._loss_of(self.classify(crops), regions[:, 1:], truth)
+            drawn = self._hardest(images, candidates, drawn)
+        regions = _regions(candidates, drawn)  # [R, 5]
+        judged = self.classify(cut_windows(images, regions, self.grid.input_size))
+        truth = Truth.of(drawn, background=self.head.num_classes)
+        return self._loss_of(judged, regions[:, 1:], truth)
+
+    def _candidates(self, images: Tensor, size: Size, target: Target) -> Tensor:
+        """Windows `[N, 4]` of an image to learn from: the grid, and some around each truth."""
+        grid = self._windows(images, size)
+        truths = target.boxes[~target.crowd].to(grid)
+        near = jitter_boxes(truths, copies=self.learning.copies, amount=self.learning.jitter)
+        return torch.cat([grid, near])
 
     @torch.no_grad()
-    def _draw(self, images: Tensor, batch: Batch) -> tuple[list[Tensor], list[Assigned]]:
-        """Windows `[S, 4]` of each image to learn from, and what they are to learn."""
-        assert batch.targets is not None
-        learning = self.learning
-        assigner = _with_more_negatives(learning.assigner, learning.hard_negatives)
-        windows, drawn = [], []
-        for size, target in zip(batch.sizes, batch.targets, strict=True):
-            near = jitter_boxes(
-                target.boxes[~target.crowd], copies=learning.copies, amount=learning.jitter
-            )
-            grid = self._windows(images, size)
-            candidates = torch.cat([grid, near.to(grid)])
-            assigned = assigner(candidates, target)
-            windows.append(candidates[assigned.index])
-            drawn.append(assigned)
-        return windows, drawn
-
-    @torch.no_grad()
-    def _hardest(self, crops: Tensor, truth: Truth, *, images: int) -> Tensor:
-        """Indices `[B * S]` of all positives and, to fill up, the negatives of highest loss."""
+    def _hardest(
+        self, images: Tensor, candidates: list[Tensor], drawn: list[Assigned]
+    ) -> list[Assigned]:
+        """Of what was drawn all positives and, to fill up, the negatives of highest loss."""
+        regions = _regions(candidates, drawn)
+        truth = Truth.of(drawn, background=self.head.num_classes)
         with evaluating(self):  # scores leave no trace in the statistics of batch norm
-            logits = torch.cat([self.classify(part).logits for part in crops.split(AT_ONCE)])
+            logits = torch.cat(
+                [
+                    self.classify(cut_windows(images, part, self.grid.input_size)).logits
+                    for part in regions.split(AT_ONCE)
+                ]
+            )
         loss = cross_entropy(logits, truth.labels)
-        rank = loss.masked_fill(truth.positive, torch.inf).masked_fill(~truth.valid, -1.0)
-        rank = rank.view(images, -1)  # [B, S * hard_negatives]
-        count = min(self.learning.assigner.samples, rank.shape[1])
-        best = rank.topk(count, dim=1).indices  # [B, S]
-        first = torch.arange(images, device=best.device) * rank.shape[1]
-        return (first[:, None] + best).flatten()
+        loss = loss.masked_fill(truth.positive, torch.finfo(loss.dtype).max)
+        count = self.learning.assigner.samples
+        parts = loss.split([len(each.index) for each in drawn])
+        return [hardest(each, part, count=count) for each, part in zip(drawn, parts, strict=True)]
 
     def _loss_of(self, judged: Judged, windows: Tensor, truth: Truth) -> Losses:
         """Means over the windows `[R, 4]` that count."""
@@ -336,6 +335,12 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _regions(candidates: Sequence[Tensor], drawn: Sequence[Assigned]) -> Tensor:
+    """The drawn windows of all images `[R, 5]`, the image's index in front."""
+    chosen = (boxes[each.index] for boxes, each in zip(candidates, drawn, strict=True))
+    return with_image(list(chosen))
 
 
 def _with_more_negatives(assigner: Assigner, factor: int) -> Assigner:
