@@ -27,9 +27,11 @@ from detkit.detectors.one_stage import DenseHead
 from detkit.nn import norm_layer
 from detkit.ops import (
     BOX_LOSSES,
-    AlignedAssigner,
+    Alignment,
+    cells_inside,
     distribution_expectation,
     distribution_focal_loss,
+    pad_truths,
     quality_focal_loss,
 )
 from detkit.structures import Batch, Size
@@ -124,7 +126,7 @@ class TaskAlignedHead(DenseHead):
         num_classes: C.
         levels: where the cells of each map are.
         bins: R; a side of a box is at most R - 1 strides away from its cell.
-        assigner: which cells learn from which truth.
+        match: which cells learn from which truth, as `ops.task_aligned_match` says.
         box_loss: a name of `detkit.ops.BOX_LOSSES`.
         weights: of the losses.
     """
@@ -136,14 +138,14 @@ class TaskAlignedHead(DenseHead):
         levels: Sequence[MapGeometry],
         *,
         bins: int,
-        assigner: AlignedAssigner,
+        match: Callable[..., Alignment],
         box_loss: str,
         weights: LossWeights,
     ) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.bins = bins
-        self.assigner = assigner
+        self.match = match
         self.box_loss = BOX_LOSSES[box_loss]
         self.weights = weights
         self.class_tower, self.box_tower = tower(), tower()
@@ -203,27 +205,21 @@ class TaskAlignedHead(DenseHead):
     def loss(self, output: TaskAlignedOutput, padded: Size, batch: Batch) -> Losses:
         """Losses of classes, boxes and distances, over the sum of all qualities."""
         assert batch.targets is not None
-        targets = self.assigner(
-            output.logits.sigmoid(),
-            self._boxes(output).detach(),
-            output.points,
-            batch.targets,
-            strides=output.strides,
-        )
-        total = targets.quality.sum().clamp(min=1)
-
-        wanted = torch.zeros_like(output.logits)  # [B, N, C]
-        wanted.scatter_(2, targets.labels[..., None], targets.quality[..., None])
-        classes = quality_focal_loss(output.logits, wanted) * ~targets.ignored[..., None]
+        truths = pad_truths(batch.targets)
+        inside = cells_inside(output.points, output.strides, truths)  # [B, M, N]
+        boxes = self._boxes_where(inside.any(dim=1), output)
+        matched = self.match(output.logits.sigmoid(), boxes, inside, truths)
+        total = matched.quality.sum().clamp(min=1)
 
         # Few cells are positive: worth waiting for their number, as all others cost far more
-        image, cell = targets.positive.nonzero(as_tuple=True)  # [P]
-        quality = targets.quality[image, cell]
-        truth, points, strides = (
-            targets.boxes[image, cell],
-            output.points[cell],
-            output.strides[cell],
-        )
+        image, cell = matched.positive.nonzero(as_tuple=True)  # [P]
+        number = matched.truth[image, cell]
+        truth, quality = truths.boxes[image, number], matched.quality[image, cell]
+        wanted = torch.zeros_like(output.logits)  # [B, N, C]
+        wanted[image, cell, truths.labels[image, number]] = quality
+        classes = quality_focal_loss(output.logits, wanted) * ~matched.ignored[..., None]
+
+        points, strides = output.points[cell], output.strides[cell]
         distances = at_least_float32(output.distances[image, cell])  # [P, 4, R]
         box = self.box_loss(decode_distances(distances, points, strides), truth)
         sides = encode_distances(truth, points, strides)  # [P, 4]
@@ -236,14 +232,20 @@ class TaskAlignedHead(DenseHead):
 
     def candidates(self, output: TaskAlignedOutput, padded: Size) -> list[tuple[Tensor, Tensor]]:
         """Boxes `[B, N_l, 4]` and scores `[B, N_l, C]` of each level."""
-        boxes = self._boxes(output).split(output.counts, dim=1)
+        boxes = decode_distances(output.distances, output.points, output.strides)
+        boxes = boxes.split(output.counts, dim=1)
         scores = output.logits.sigmoid().split(output.counts, dim=1)
         return list(zip(boxes, scores, strict=True))
 
-    def _boxes(self, output: TaskAlignedOutput) -> Tensor:
-        """Boxes `[B, N, 4]` of all cells."""
-        distances = at_least_float32(output.distances)
-        return decode_distances(distances, output.points, output.strides)
+    @torch.no_grad()
+    def _boxes_where(self, mask: Tensor, output: TaskAlignedOutput) -> Tensor:
+        """Boxes `[B, N, 4]` of the cells in `mask` `[B, N]`; others are 0, and cost nothing."""
+        image, cell = mask.nonzero(as_tuple=True)
+        boxes = output.logits.new_zeros(*mask.shape, 4)
+        boxes[image, cell] = decode_distances(
+            output.distances[image, cell], output.points[cell], output.strides[cell]
+        )
+        return boxes
 
 
 def first_point(level: MapGeometry) -> float:
@@ -267,7 +269,7 @@ def decode_distances(distances: Tensor, points: Tensor, strides: Tensor) -> Tens
         points: `[N, 2]` x and y that they are measured from.
         strides: `[N]`.
     """
-    sides = distribution_expectation(distances) * strides[:, None]  # [..., N, 4]
+    sides = distribution_expectation(at_least_float32(distances)) * strides[:, None]  # [..., N, 4]
     return torch.cat([points - sides[..., :2], points + sides[..., 2:]], dim=-1)
 
 

@@ -1,10 +1,9 @@
 """Pure functions on tensors: boxes, anchors, matching, sampling, losses, suppression."""
 
 from detkit.ops.alignment import (
-    AlignedAssigner,
-    AlignedTargets,
     Alignment,
     PaddedTruths,
+    cells_inside,
     pad_truths,
     task_aligned_match,
 )
@@ -50,8 +49,6 @@ __all__ = [
     "OFFSET_LOSSES",
     "SAMPLERS",
     "SUPPRESSIONS",
-    "AlignedAssigner",
-    "AlignedTargets",
     "Alignment",
     "Assigned",
     "Assigner",
@@ -64,6 +61,7 @@ __all__ = [
     "box_area",
     "box_iou",
     "cell_anchors",
+    "cells_inside",
     "centred_boxes",
     "ciou_loss",
     "clip_boxes",

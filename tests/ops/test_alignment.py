@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from detkit.ops import (
-    AlignedAssigner,
     Alignment,
     box_iou,
+    cells_inside,
     pad_truths,
     task_aligned_match,
 )
@@ -56,8 +56,8 @@ def reference(
         ranked = []
         for n, (x, y) in enumerate(points.tolist()):
             half = float(strides[n]) / 2
-            fits_x = x1 < x < x2 or abs(x - (x1 + x2) / 2) <= half
-            fits_y = y1 < y < y2 or abs(y - (y1 + y2) / 2) <= half
+            fits_x = x1 <= x <= x2 or abs(x - (x1 + x2) / 2) <= half
+            fits_y = y1 <= y <= y2 or abs(y - (y1 + y2) / 2) <= half
             metric[m, n] = float(scores[n, truth.labels[m]]) ** alpha * iou[m][n] ** beta
             if fits_x and fits_y and metric[m, n] > 0:
                 ranked.append((metric[m, n], n))
@@ -73,7 +73,12 @@ def reference(
     ignored = []
     for n, (x, y) in enumerate(points.tolist()):
         crowds = truth.boxes[truth.crowd].tolist()
-        inside = any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in crowds)
+        half = float(strides[n]) / 2
+        inside = any(
+            abs(x - (x1 + x2) / 2) <= max((x2 - x1) / 2, half)
+            and abs(y - (y1 + y2) / 2) <= max((y2 - y1) / 2, half)
+            for x1, y1, x2, y2 in crowds
+        )
         ignored.append(inside and owner[n] < 0)
     return owner, quality, ignored
 
@@ -102,12 +107,12 @@ def test_equals_the_slow_reference(top_k, alpha, beta):
     )
     counts = (0, 1, 9, 25)
     images = [random_image(count, seed) for seed, count in enumerate(counts)]
+    truths = pad_truths([truth for truth, _, _ in images])
     found = task_aligned_match(
         torch.stack([scores for _, scores, _ in images]),
         torch.stack([boxes for _, _, boxes in images]),
-        points,
-        pad_truths([truth for truth, _, _ in images]),
-        strides=strides,
+        cells_inside(points, strides, truths),
+        truths,
         top_k=top_k,
         alpha=alpha,
         beta=beta,
@@ -131,12 +136,12 @@ ROW = torch.tensor([[5.0, 5.0], [15.0, 5.0], [25.0, 5.0], [35.0, 5.0]])
 def match_row(
     truth: Target, boxes: list[list[float]], scores: list[list[float]], top_k: int = 4
 ) -> Alignment:
+    truths = pad_truths([truth])
     return task_aligned_match(
         torch.tensor([scores]),
         torch.tensor([boxes]),
-        ROW,
-        pad_truths([truth]),
-        strides=torch.full((4,), 10.0),
+        cells_inside(ROW, torch.full((4,), 10.0), truths),
+        truths,
         top_k=top_k,
         alpha=1.0,
         beta=1.0,
@@ -184,23 +189,17 @@ def test_cells_in_a_crowd_are_ignored_unless_they_serve_an_object():
 
 @pytest.mark.parametrize("cells", [0, 4])
 def test_without_truths_every_cell_is_negative(cells):
-    empty = target([], [])
-    found = task_aligned_match(
-        torch.rand(2, cells, 3),
-        torch.rand(2, cells, 4),
-        ROW[:cells],
-        pad_truths([empty, empty]),
-        strides=torch.full((cells,), 10.0),
-    )
+    truths = pad_truths([target([], []), target([], [])])
+    inside = cells_inside(ROW[:cells], torch.full((cells,), 10.0), truths)
+    found = task_aligned_match(torch.rand(2, cells, 3), torch.rand(2, cells, 4), inside, truths)
     assert found.positive.shape == found.quality.shape == (2, cells)
     assert not found.positive.any() and not found.ignored.any() and not found.quality.any()
 
 
 def test_without_cells_nobody_is_positive():
     truths = pad_truths([target([[0, 0, 9, 9]], [0])])
-    found = task_aligned_match(
-        torch.rand(1, 0, 3), torch.rand(1, 0, 4), ROW[:0], truths, strides=torch.zeros(0)
-    )
+    inside = cells_inside(ROW[:0], torch.zeros(0), truths)
+    found = task_aligned_match(torch.rand(1, 0, 3), torch.rand(1, 0, 4), inside, truths)
     assert found.positive.shape == (1, 0)
 
 
@@ -218,19 +217,3 @@ def test_empty_boxes_align_with_nothing():
     found = match_row(truth, [[5.0, 5, 5, 5]] * 4, [[0.5]] * 4)
     assert not found.positive.any()
     assert not found.quality.any()
-
-
-def test_assigner_looks_the_truth_up():
-    truth = target([[0, 0, 40, 10], [0, 0, 20, 10]], [7, 8])
-    boxes = torch.tensor([[[0.0, 0, 20, 10], [0, 0, 40, 10], [0, 0, 40, 10], [90, 0, 91, 1]]])
-    found = AlignedAssigner(top_k=2)(
-        torch.full((1, 4, 9), 0.5), boxes, ROW, [truth], strides=torch.full((4,), 10.0)
-    )
-    assert found.positive.tolist() == [[True, True, True, False]]
-    assert found.labels[found.positive].tolist() == [8, 7, 7]
-    assert found.boxes[found.positive].tolist() == truth.boxes[[1, 0, 0]].tolist()
-    nothing = AlignedAssigner()(
-        torch.full((1, 4, 9), 0.5), boxes, ROW, [target([], [])], strides=torch.full((4,), 10.0)
-    )
-    assert not nothing.positive.any()
-    assert nothing.boxes.shape == (1, 4, 4)

@@ -8,7 +8,7 @@ from detkit.config import ModelConfig
 from detkit.detectors.factory.parts import build_body, build_selection
 from detkit.detectors.one_stage import OneStage
 from detkit.detectors.task_aligned import LevelTower, LossWeights, TaskAlignedHead
-from detkit.ops import AlignedAssigner
+from detkit.ops import task_aligned_match
 
 
 def build_task_aligned(config: ModelConfig, num_classes: int) -> OneStage:
@@ -28,7 +28,9 @@ def build_task_aligned(config: ModelConfig, num_classes: int) -> OneStage:
         num_classes,
         body.levels,
         bins=section.bins,
-        assigner=AlignedAssigner(section.top_k, section.alpha, section.beta),
+        match=partial(
+            task_aligned_match, top_k=section.top_k, alpha=section.alpha, beta=section.beta
+        ),
         box_loss=section.box_loss,
         weights=LossWeights(section.class_weight, section.box_weight, section.distance_weight),
     )
