@@ -15,7 +15,7 @@ from torch import Tensor
 from detkit.detectors.base import Detector
 from detkit.detectors.copies import pad_together, resize_pixels, some_of
 from detkit.detectors.image_pyramid import Fuse
-from detkit.ops import clip_boxes, scale_boxes
+from detkit.ops import box_area, clip_boxes, pairwise_intersection, scale_boxes
 from detkit.structures import Batch, Detections, Size
 
 
@@ -56,8 +56,9 @@ class Tiled(Detector):
     An object that a tile's border cuts shows there as a smaller one. Objects up to the size of the
     overlap are whole in some tile: therefore a box that ends at an inner border is dropped where
     another tile sees on beyond that border and holds the rest of the box uncut. An object larger
-    than the overlap may be whole in no tile; of it the largest pieces remain. Joining pieces would
-    guess, as two neighbours in a row look the same; look at the `whole` picture, too, to find it.
+    than the overlap may be whole in no tile; of it the largest pieces remain. Joining them would be
+    a guess, as two neighbours in a row look the same. Look at the `whole` picture, too: pieces of
+    what it finds there are dropped.
 
     Args:
         detector: looks at every tile; its boxes are in pixels of the tile.
@@ -123,13 +124,13 @@ class Tiled(Detector):
         tile = torch.cat([torch.full_like(each.labels, i) for i, each in enumerate(found)])
         shifts = tile.new_tensor([(x, y, x, y) for y, x in origins])  # [T, 4]
         boxes = torch.cat([each.boxes for each in found]) + shifts[tile]  # [K, 4]
-        kept = ~seen_better(boxes, shifts[tile, :2], size, self.tiling)
         scores, labels = (torch.cat([getattr(d, n) for d in found]) for n in ("scores", "labels"))
-        parts = [Detections.cat([Detections(boxes[kept], scores[kept], labels[kept])])]
-        if self.whole:
-            view = self._cut(batch, [(0, 0)], side=max(size))
-            parts += self.detector.predict(view)
-        return self.fuse(parts)
+        together = Detections(boxes, scores, labels)
+        cut, better = judge_cuts(boxes, shifts[tile, :2], size, self.tiling)
+        if not self.whole:
+            return self.fuse([together[~better]])
+        (whole,) = self.detector.predict(self._cut(batch, [(0, 0)], side=max(size)))
+        return self.fuse([together[~better & ~(cut & is_piece(together, whole))], whole])
 
     def _cut(self, batch: Batch, origins: list[tuple[int, int]], side: int | None = None) -> Batch:
         """Tiles of the one picture of a batch that begin at these (y, x), resized."""
@@ -161,8 +162,10 @@ def _proposals_in(proposals: Tensor, origin: tuple[int, int], shape: Size) -> Te
     return seen[(seen[:, 2:] > seen[:, :2]).all(dim=1)]
 
 
-def seen_better(boxes: Tensor, origins: Tensor, size: Size, tiling: Tiling) -> Tensor:
-    """Which boxes `[K]` their tile cuts while another tile sees more, and the rest of them whole.
+def judge_cuts(boxes: Tensor, origins: Tensor, size: Size, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Which boxes `[K]` end at an inner border of their tile, and of these, which are seen better.
+
+    Better: another tile sees on beyond the border, and the box's other ends uncut.
 
     Args:
         boxes: `[K, 4]` in pixels of the picture.
@@ -170,8 +173,8 @@ def seen_better(boxes: Tensor, origins: Tensor, size: Size, tiling: Tiling) -> T
         size: (height, width) of the picture.
         tiling: where it was cut.
     """
-    cut_anywhere = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    better = ~cut_anywhere
+    cut = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    better = ~cut
     for axis, length in ((0, size[1]), (1, size[0])):  # tiles form a grid: each axis on its own
         side, margin = min(tiling.side, length), tiling.margin * tiling.side
         low, high, start = boxes[:, axis], boxes[:, axis + 2], origins[:, axis]  # [K]
@@ -182,6 +185,13 @@ def seen_better(boxes: Tensor, origins: Tensor, size: Size, tiling: Tiling) -> T
         free_high = (starts + side == length) | (starts + side - high[:, None] >= margin)
         holds = torch.where(cut_low[:, None], starts < start[:, None], free_low)
         holds &= torch.where(cut_high[:, None], starts > start[:, None], free_high)
-        cut_anywhere |= cut_low | cut_high
+        cut |= cut_low | cut_high
         better &= holds.any(dim=1)
-    return cut_anywhere & better
+    return cut, cut & better
+
+
+def is_piece(found: Detections, whole: Detections) -> Tensor:
+    """Which detections `[K]` lie to a half or more in one of `whole` that is of their class."""
+    shared = pairwise_intersection(whole.boxes, found.boxes)  # [W, K]
+    inside = (shared >= 0.5 * box_area(found.boxes)) & (whole.labels[:, None] == found.labels)
+    return inside.any(dim=0)
