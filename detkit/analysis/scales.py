@@ -97,6 +97,15 @@ def box_sides(dataset: CocoDataset, resize: ResizeConfig) -> np.ndarray:
 
     Crowd regions and boxes without an area are left out.
     """
+    sides: np.ndarray = np.sqrt(box_shapes(dataset, resize).prod(axis=1))
+    return sides
+
+
+def box_shapes(dataset: CocoDataset, resize: ResizeConfig) -> np.ndarray:
+    """(height, width) `[G, 2]` of all boxes, in pixels of the resized images.
+
+    Crowd regions and boxes without an area are left out.
+    """
     truth, sizes = coco_ground_truth(dataset), dataset.sizes()  # [N, 2]
     boxes, _, degenerate = clip_truth(truth, sizes)
     resized = np.array(
@@ -105,6 +114,6 @@ def box_sides(dataset: CocoDataset, resize: ResizeConfig) -> np.ndarray:
             for h, w in sizes
         ]
     )
-    growth = (resized / sizes).prod(axis=1)  # [N] of an area
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * growth[truth.gt_image_index]
-    return np.sqrt(areas[~degenerate & ~truth.gt_crowd])
+    growth = (resized / sizes)[truth.gt_image_index]  # [G, 2]
+    shapes: np.ndarray = (boxes[:, 2:] - boxes[:, :2])[:, ::-1] * growth
+    return shapes[~degenerate & ~truth.gt_crowd]

@@ -7,7 +7,15 @@ from detkit.ops.alignment import (
     pad_truths,
     task_aligned_match,
 )
-from detkit.ops.anchors import cell_anchors, centred_boxes, grid_anchors, grid_points
+from detkit.ops.anchors import (
+    cell_anchors,
+    centred_boxes,
+    cluster_boxes,
+    cluster_step,
+    grid_anchors,
+    grid_points,
+    shape_iou,
+)
 from detkit.ops.box_coder import decode, encode
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
 from detkit.ops.losses import (
@@ -65,6 +73,8 @@ __all__ = [
     "centred_boxes",
     "ciou_loss",
     "clip_boxes",
+    "cluster_boxes",
+    "cluster_step",
     "cross_entropy",
     "decode",
     "diou_loss",
@@ -92,6 +102,7 @@ __all__ = [
     "sample_random",
     "scale_boxes",
     "select_detections",
+    "shape_iou",
     "smooth_l1_loss",
     "suppress",
     "task_aligned_match",
