@@ -1,4 +1,4 @@
-"""tools/cluster_anchors.py: both fits, an override that can be pasted, one line for each mistake."""
+"""tools/cluster_anchors.py: both fits, an override to paste, one line for each mistake."""
 
 from __future__ import annotations
 
