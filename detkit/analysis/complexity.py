@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import Backbone, Classifier, FeatureInfo
-from detkit.detectors import RegionProposal
+from detkit.detectors import RegionProposal, SlidingWindow
 from detkit.detectors.crop import RoICrop
 from detkit.detectors.roi import RegionPool
 from detkit.detectors.rpn import RPN
+from detkit.detectors.sliding_window import chain_of
+from detkit.nn.dense import plan_offsets
 from detkit.structures import Size
 
 MACS_CONVENTION = (
@@ -105,10 +108,11 @@ def count_network(
     return _count(net, run, (body.in_channels, *size), details=details)
 
 
-def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
-    """What each part of a detector in two stages costs.
+def count_detector(net: RegionProposal | SlidingWindow, size: Size) -> list[PartCost]:
+    """What each part of a detector costs: of one in two stages, or of sliding windows.
 
-    The second stage is counted with as many proposals as it may get.
+    The second stage is counted with as many proposals as it may get; windows as they are judged in
+    the mode of the detector, cut out or all in one pass.
 
     Args:
         net: built on the meta device; it is left in evaluation mode.
@@ -117,6 +121,9 @@ def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
     Raises:
         ValueError: the images are too small.
     """
+    if isinstance(net, SlidingWindow):
+        channels = net.backbone.in_channels
+        return _count(net, partial(_run_windows, net), (channels, *size), details=True)
     if not isinstance(net, RegionProposal):
         raise ValueError(f"parts of {type(net).__name__} are unknown; give a RegionProposal")
 
@@ -139,6 +146,32 @@ def count_detector(net: RegionProposal, size: Size) -> list[PartCost]:
             record(_run_stages(net, maps, regions))
 
     return _count(net, run, (body.in_channels, *size), details=True)
+
+
+def _run_windows(net: SlidingWindow, images: Tensor, meter: _Meter) -> None:
+    """All windows of images in the mode of the detector; in training those that are drawn."""
+    grid, body = net.grid, net.backbone
+    size = (images.shape[2], images.shape[3])
+    counts = [grid.counts(window, size) for window in grid.sizes]
+    if net.training or net.mode == "crop":
+        windows = sum(rows * columns for rows, columns in counts)
+        if net.training:
+            windows = net.learning.assigner.samples
+        crops = images.new_empty(len(images) * windows, images.shape[1], *grid.input_size)
+        maps = [_run_backbone(body, crops, meter)[-1]]
+    else:
+        maps = [images.new_empty(*images.shape[:2], *grid.spans(count)) for count in counts]
+        chain = chain_of(body)
+        plan = plan_offsets([stride for _, stride in chain], grid.stride)
+        done = 0
+        for info, stage in zip(body.stage_info(), body.stages(), strict=True):
+            count = len(stage) + (info.name in body.after_stage)
+            part = [module for module, _ in chain[done : done + count]]
+            with meter.part(info.name, *stage, feature=info) as record:
+                maps = record([plan.part(done, count).run(part, each) for each in maps])
+            done += count
+    with meter.part("head", net.head) as record:
+        record([net.head(each) for each in maps])
 
 
 def _run_stages(net: RegionProposal, maps: list[Tensor], regions: int) -> list[Any]:

@@ -26,7 +26,7 @@ from detkit.analysis.speed import (
 )
 from detkit.analysis.subject import Subject, backbone_of, published_size
 from detkit.backbones import Backbone, Classifier, FeatureInfo, list_backbones
-from detkit.detectors import RegionProposal
+from detkit.detectors import RegionProposal, SlidingWindow
 
 _FIELD_NOTE = (
     "receptive field: side in pixels of the square that one cell depends on; centre: pixel, "
@@ -63,6 +63,12 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
         notes.append(
             f"{subject.num_classes} classes; roi: {testing} regions of an image, "
             f"its activations with the {training} of training"
+        )
+    elif isinstance(net, SlidingWindow):
+        parts = count_detector(net, subject.size)
+        notes.append(
+            f"{subject.num_classes} classes; all windows in mode {net.mode!r}, activations with "
+            f"the {net.learning.assigner.samples} windows of training"
         )
     elif isinstance(net, Backbone | Classifier):
         parts = count_network(net, subject.size)

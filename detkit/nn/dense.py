@@ -60,6 +60,11 @@ class OffsetPlan:
             x = module(x if count == 1 else _at_offsets(x, count, stride // count))
         return x
 
+    def part(self, start: int, count: int) -> OffsetPlan:
+        """The same for some of the modules, of which it can only `run`."""
+        kept = slice(start, start + count)
+        return OffsetPlan(self.strides[kept], self.offsets[kept], 1)
+
     def interleave(self, x: Tensor, batch: int) -> Tensor:
         """Put what was made of the maps, `[B * F, h, w, ...]`, in its order in the image.
 
