@@ -279,6 +279,46 @@ def test_images_of_a_batch_do_not_see_each_other():
         assert len(found) > 10
 
 
+def test_state_makes_the_same_detector_again():
+    first, second = (create_detector(open_to_all(MODEL), num_classes=3) for _ in range(2))
+    state = first.state_dict()
+    assert {key.split(".")[0] for key in state} == {"backbone", "neck", "head"}
+    second.load_state_dict(state)
+    batch = batch_of(NONE).without_targets()
+    (found,), (again,) = (each.eval().predict(batch) for each in (first, second))
+    assert torch.equal(found.boxes, again.boxes)
+    assert torch.equal(found.scores, again.scores)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fpn", "strides"),
+    [
+        ({"name": "resnet18", "width": 8}, {"channels": 8}, [8, 16, 32]),
+        ({"name": "resnet18", "width": 8}, {"channels": 8, "extra": "p6p7"}, [8, 16, 32, 64, 128]),
+        ({"name": "resnet18", "width": 8, "out_indices": [2]}, None, [8]),
+        ({"name": "lenet5"}, None, [4]),
+        ({"name": "vgg11", "out_indices": [3]}, None, [8]),
+    ],
+)
+def test_any_backbone_with_or_without_a_pyramid(backbone, fpn, strides):
+    model = {"detector": "task_aligned", "backbone": backbone, "fpn": fpn}
+    norm = "group" if fpn is None else "batch"
+    section = {"channels": 8, "norm": norm, "convs": 1}
+    detector = create_detector({**model, "task_aligned": section}, num_classes=2)
+    batch = batch_of(target([[4, 4, 40, 30]], [1]), NONE)
+    output = detector.head(detector.features(batch))
+    assert output.strides.unique().tolist() == strides
+    assert output.points.min() > 0 and output.points.max() < 128
+    losses = detector.loss(batch)
+    assert losses["head/box"] > 0
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_a_head_of_other_levels():
+    with pytest.raises(ValueError, match="built for 2 maps, got 1"):
+        head_of([MapGeometry(8, 0.0), MapGeometry(16, 0.0)])([torch.zeros(1, 6, 4, 4)])
+
+
 def scene(height: int, width: int, seed: int) -> tuple[Tensor, Target]:
     """A red, a green and a blue rectangle on noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -312,16 +352,17 @@ def coco_ap(detections: list[Detections], targets: tuple[Target, ...]) -> float:
 
 @pytest.mark.parametrize("fpn", [{"channels": 16}, None])
 def test_learns_two_pictures_by_heart(fpn):
-    scenes = [scene(64, 128, seed) for seed in range(2)]
+    scenes = [scene(64, 96, seed) for seed in range(2)]
     images, targets = zip(*scenes, strict=True)
-    batch = Batch(torch.stack(images), ((64, 128),) * 2, ((64, 128),) * 2, targets)
+    batch = Batch(torch.stack(images), ((64, 96),) * 2, ((64, 96),) * 2, targets)
     indices = [1, 2] if fpn else [1]
     backbone = {"name": "resnet18", "width": 8, "out_indices": indices, "zero_init_residual": True}
     torch.manual_seed(0)
-    model = {**MODEL, "backbone": backbone, "fpn": fpn, "task_aligned": {"channels": 16}}
+    section = {"channels": 16, "convs": 1}
+    model = {**MODEL, "backbone": backbone, "fpn": fpn, "task_aligned": section}
     detector = create_detector(model, num_classes=3)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=5e-3)
-    for _ in range(100):
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-2)
+    for _ in range(70):
         losses = detector.loss(batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()

@@ -129,6 +129,20 @@ def test_equals_the_slow_reference(top_k, alpha, beta):
     assert found.ignored.any()
 
 
+def test_which_cells_are_inside():
+    points = torch.tensor([[5.0, 5.0], [15.0, 5.0], [25.0, 5.0], [16.0, 16.0]])
+    strides = torch.tensor([10.0, 10.0, 10.0, 32.0])
+    truths = pad_truths([target([[4, 4, 20, 6], [19, 1, 21, 3], [40, 4, 50, 6]], [0, 0, 0])])
+    assert cells_inside(points, strides, truths)[0].tolist() == [
+        [True, True, False, True],
+        # narrow: 10 wide around (20, 2) for the first three, whose borders count, 32 for the last
+        [False, True, True, True],
+        [False, False, False, False],
+    ]
+    padded = truths._replace(valid=torch.tensor([[True, False, True]]))
+    assert cells_inside(points, strides, padded)[0].any(dim=1).tolist() == [True, False, False]
+
+
 # Four cells in a row, 10 pixels apart, at (5, 5) to (35, 5)
 ROW = torch.tensor([[5.0, 5.0], [15.0, 5.0], [25.0, 5.0], [35.0, 5.0]])
 
