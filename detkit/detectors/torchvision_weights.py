@@ -36,7 +36,7 @@ FASTER_RCNN_KEYS: _Keys = (
     *_BODY_KEYS,
     (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
     (r"^rpn\.head\.conv\.1\.0\.", "rpn.head.more_convs.0."),
-    (r"^roi_heads\.box_head\.5\.", "roi.head.fc6."),  # behind four convolutions
+    (r"^roi_heads\.box_head\.\d+\.(weight|bias)$", r"roi.head.fc6.\1"),  # behind convolutions
     (r"^roi_heads\.box_head\.(\d+)\.", r"roi.head.convs.\1."),
     (r"^roi_heads\.box_(head|predictor)\.", "roi.head."),
 )

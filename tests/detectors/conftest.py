@@ -1,7 +1,8 @@
-"""Torchvision's Faster R-CNN beside ours: the same weights, the same pictures, the same draws.
+"""Torchvision's detectors beside ours: the same weights, the same pictures, the same draws.
 
-`Pair` holds both models; `Pair.expected` and `Pair.found` compute the same named quantities, each
-a list of tensors: what torchvision gives, and what we give.
+A pair holds both models, `Pair` of Faster R-CNN, `DensePair` of RetinaNet or FCOS; its methods
+`expected` and `found` compute the same named quantities, each a list of tensors: what torchvision
+gives, and what we give.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import cv2
@@ -21,17 +22,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.rpn import AnchorGenerator, concat_box_prediction_layers
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import (
+    AnchorGenerator,
+    RPNHead,
+    concat_box_prediction_layers,
+)
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detkit.config import ModelConfig, build_recipe
 from detkit.data.transforms import resized_shape
-from detkit.detectors import RegionProposal, create_detector
-from detkit.detectors.torchvision_weights import convert_faster_rcnn
+from detkit.detectors import Detector, create_detector
+from detkit.detectors.torchvision_weights import convert
 from detkit.ops import Sample, decode, sampling, scale_boxes
 from detkit.structures import Batch, Target
 
@@ -167,25 +178,46 @@ class _Body(nn.Module):
         return self.body(images)
 
 
-def torchvision_model(config: ModelConfig) -> FasterRCNN:
-    """Torchvision's detector of the same settings: which of our settings is which of its own."""
+def torchvision_body(config: ModelConfig, finest: int) -> nn.Module:
+    """Torchvision's backbone and pyramid of the same settings, from the stage `finest` on."""
     norms = {None: nn.BatchNorm2d, "batch": nn.BatchNorm2d, "frozen_batch": FrozenBatchNorm2d}
     eps = config.backbone.norm_eps
     norm = partial(norms[config.backbone.norm], eps=1e-5 if eps is None else eps)
     resnet = get_model(config.backbone.name, weights=None, norm_layer=norm)
-    indices = config.backbone.out_indices or (1, 2, 3, 4)
+    every = range(finest, 5) if config.fpn else (4,)
+    indices = config.backbone.out_indices or every
     layers = {f"layer{index}": str(i) for i, index in enumerate(indices)}
     widths = [resnet.inplanes // 2 ** (4 - index) for index in indices]
     if config.fpn is None:
-        backbone = _Body(resnet, layers, widths[-1])
-    else:
-        channels = config.fpn.channels
-        extra = LastLevelP6P7(channels, channels) if config.fpn.extra == "p6p7" else None
-        backbone = BackboneWithFPN(resnet, layers, widths, channels, extra or LastLevelMaxPool())
-        if config.fpn.extra is None:
-            backbone.fpn.extra_blocks = None
+        return _Body(resnet, layers, widths[-1])
+    channels = config.fpn.channels
+    extra = LastLevelMaxPool()
+    if config.fpn.extra == "p6p7":
+        extra = LastLevelP6P7(channels if config.fpn.p6_source == "p5" else widths[-1], channels)
+    norm = {None: None, "batch": nn.BatchNorm2d, "group": group_norm}[config.fpn.norm]
+    backbone = BackboneWithFPN(resnet, layers, widths, channels, extra, norm)
+    if config.fpn.extra is None:
+        backbone.fpn.extra_blocks = None
+    return backbone
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 2), channels)
+
+
+def torchvision_faster_rcnn(config: ModelConfig) -> FasterRCNN:
+    """Torchvision's detector of the same settings: which of our settings is which of its own."""
+    backbone = torchvision_body(config, finest=1)
     rpn, roi = config.rpn, config.roi
     sizes = rpn.anchor_sizes or ((32,), (64,), (128,), (256,), (512,))
+    box_head = TwoMLPHead(backbone.out_channels * roi.resolution**2, roi.hidden)
+    if roi.convs:
+        box_head = FastRCNNConvFCHead(
+            (backbone.out_channels, roi.resolution, roi.resolution),
+            [roi.conv_channels] * roi.convs,
+            [roi.hidden] * roi.fcs,
+            {None: None, "batch": nn.BatchNorm2d, "group": group_norm}[roi.conv_norm],
+        )
     model = FasterRCNN(
         backbone,
         image_mean=list(config.mean),
@@ -203,13 +235,16 @@ def torchvision_model(config: ModelConfig) -> FasterRCNN:
         rpn_nms_thresh=rpn.nms_iou,
         rpn_score_thresh=rpn.score_threshold,
         box_roi_pool=MultiScaleRoIAlign(
-            list(layers.values()),
+            list(backbone.body.return_layers.values()),
             roi.resolution,
             roi.sampling_ratio,
             canonical_scale=roi.canonical_size,
             canonical_level=roi.canonical_level,
         ),
-        box_head=TwoMLPHead(backbone.out_channels * roi.resolution**2, roi.hidden),
+        rpn_head=RPNHead(
+            backbone.out_channels, len(sizes[0]) * len(rpn.aspect_ratios), conv_depth=rpn.convs
+        ),
+        box_head=box_head,
         box_predictor=FastRCNNPredictor(roi.hidden, NUM_CLASSES + 1),
         box_fg_iou_thresh=roi.positive_iou,
         box_bg_iou_thresh=roi.negative_iou,
@@ -221,6 +256,53 @@ def torchvision_model(config: ModelConfig) -> FasterRCNN:
         box_detections_per_img=config.select.max_detections,
     )
     model.rpn.min_size = rpn.min_size  # an attribute, no argument
+    return model
+
+
+def torchvision_dense(config: ModelConfig) -> RetinaNet | FCOS:
+    """The same for the detectors in one stage."""
+    backbone = torchvision_body(config, finest=2)
+    shared = {
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "size_divisible": config.size_divisor,
+        "score_thresh": config.select.score_threshold,
+        "nms_thresh": config.select.iou_threshold,
+        "detections_per_img": config.select.max_detections,
+        "topk_candidates": config.select.pre_nms,
+    }
+    channels, section = backbone.out_channels, config.retinanet
+    if section is None:
+        section = config.fcos
+        return FCOS(
+            backbone,
+            NUM_CLASSES + 1,
+            head=FCOSHead(channels, 1, NUM_CLASSES + 1, section.convs),
+            center_sampling_radius=section.center_radius,
+            **shared,
+        )
+    anchors = None
+    if section.anchor_sizes or section.aspect_ratios != (0.5, 1.0, 2.0):
+        octaves = [
+            (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
+        ]
+        sizes = section.anchor_sizes or octaves
+        anchors = AnchorGenerator(sizes, (section.aspect_ratios,) * len(sizes))
+    model = RetinaNet(
+        backbone,
+        NUM_CLASSES + 1,
+        anchor_generator=anchors,
+        fg_iou_thresh=section.positive_iou,
+        bg_iou_thresh=section.negative_iou,
+        **shared,
+    )
+    count = model.anchor_generator.num_anchors_per_location()[0]
+    norm = {None: None, "batch": nn.BatchNorm2d, "group": group_norm}[section.norm]
+    model.head = RetinaNetHead(channels, count, NUM_CLASSES + 1, norm_layer=norm)
+    kind = section.box_loss
+    if kind == "smooth_l1" and section.smooth_l1_beta == 0:
+        kind = "l1"
+    model.head.regression_head._loss_type = kind
     return model
 
 
@@ -289,7 +371,7 @@ def _stub_sample_balanced(
     return Sample(index, place < len(positives), place < len(drawn))
 
 
-class Pair:
+class _Pair:
     """Both detectors with the same weights.
 
     Args:
@@ -303,14 +385,14 @@ class Pair:
     def __init__(
         self,
         config: ModelConfig,
-        theirs: FasterRCNN | None = None,
+        theirs: nn.Module | None = None,
         *,
         weights: dict[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
         train_norms: bool = False,
     ) -> None:
         self.config, self.dtype, self.train_norms = config, dtype, train_norms
-        self.theirs = theirs or torchvision_model(config)
+        self.theirs = theirs or self.build(config)
         self.theirs.to(dtype)
         # in float32, as ours has them, so that float64 shows every other difference
         for name in ("image_mean", "image_std"):
@@ -321,45 +403,54 @@ class Pair:
             self._balance()
         else:
             self.theirs.load_state_dict(weights)
-        for part in (self.theirs.rpn, self.theirs.roi_heads):
-            part.fg_bg_sampler = _StubSampler(part.fg_bg_sampler)
+        self.stub_draws()
         self.ours = self.with_settings(config)
+
+    def build(self, config: ModelConfig) -> nn.Module:
+        """Torchvision's detector of these settings."""
+        raise NotImplementedError
+
+    def stub_draws(self) -> None:
+        """Make torchvision draw what ours draws."""
+
+    def outputs(self, run: _Recorder) -> list[tuple[nn.Module, Tensor, float, float]]:
+        """Last layers of torchvision's heads: what they said `[cells, channels]`.
+
+        And the deviation and mean that this should have.
+        """
+        raise NotImplementedError
+
+    def heads(self) -> dict[str, nn.Module]:
+        """The modules of torchvision's that `outputs` needs to have seen."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """Spread what the heads say about a picture: else one class would win everywhere.
-
-        Logits get the deviation 2, offsets about half a box, both the mean 0.
-        """
+        """Spread what the heads say about a picture: else one class would win everywhere."""
         model, scene = self.theirs.eval(), scene_of([picture(96, 128, seed=9)], min_size=96)
-        model.backbone.train(self.train_norms)
+        self.set_norms(model)
         self._resize_to(scene)
-        head, predictor = model.rpn.head, model.roi_heads.box_predictor
-        with _Recorder(head=head, predictor=predictor) as run:
+        with _Recorder(**self.heads()) as run:
             model([image.to(self.dtype) for image in scene.images])
-        logits, offsets = (
-            torch.cat([level[0].flatten(1) for level in levels], dim=1).T  # [cells, channels]
-            for levels in run.output["head"]
-        )
-        classes, boxes = run.output["predictor"]
-        for layer, output, deviation in (
-            (head.cls_logits, logits, 2.0),
-            (head.bbox_pred, offsets, 0.5),
-            (predictor.cls_score, classes, 2.0),
-            (predictor.bbox_pred, boxes, 2.0),  # a fifth or two fifths of a box
-        ):
+        for layer, output, deviation, mean in self.outputs(run):
             scale = deviation / output.std(dim=0)
             layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
-            layer.bias.sub_(output.mean(dim=0)).mul_(scale)
+            layer.bias.sub_(output.mean(dim=0)).mul_(scale).add_(mean)
+
+    def set_norms(self, model: nn.Module) -> None:
+        """Put the batch norms of a model in the state that this pair has them in."""
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(self.train_norms)
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
         """Torchvision's weights under our names."""
-        return convert_faster_rcnn(self.theirs.state_dict())
+        return convert(self.theirs.state_dict())
 
     def with_settings(
         self, config: ModelConfig, state: dict[str, Tensor] | None = None
-    ) -> RegionProposal:
+    ) -> Detector:
         """Ours with these settings, and torchvision's weights or others."""
         ours = create_detector(config, num_classes=NUM_CLASSES).to(self.dtype)
         ours.load_state_dict(state or self.state)
@@ -369,17 +460,15 @@ class Pair:
         """Torchvision's training losses, with their graph; the norms stay as this pair has them."""
         images, targets = scene.for_torchvision()
         self._resize_to(scene)
-        self.theirs.train()
-        self.theirs.backbone.train(self.train_norms)
+        self.set_norms(self.theirs.train())
         losses = self.theirs(images, targets)
-        order = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-        return [losses[key] for key in order]
+        return [losses[key] for key in self.LOSSES]
 
-    def our_losses(self, scene: Scene, ours: RegionProposal | None = None) -> list[Tensor]:
+    def our_losses(self, scene: Scene, ours: Detector | None = None) -> list[Tensor]:
         """Ours with the same draws."""
         with patch.object(sampling, "sample_balanced", _stub_sample_balanced):
             losses = (ours or self.ours)(scene.batch())
-        return [losses[key] for key in ("rpn/objectness", "rpn/box", "roi/class", "roi/box")]
+        return [losses[key] for key in self.LOSSES.values()]
 
     def _resize_to(self, scene: Scene) -> None:
         self.theirs.transform.min_size = (scene.min_size,)
@@ -387,31 +476,108 @@ class Pair:
 
     @torch.no_grad()
     def expected(self, scene: Scene) -> Quantities:
-        """What torchvision gives: one run in testing, one in training, looked into."""
+        """What torchvision gives: one run in training, one in testing, looked into."""
         model = self.theirs
-        with _Recorder(rpn=model.rpn) as training:
+        with _Recorder(**self.heads()) as training:
             losses = self.losses(scene)
-        model.eval()
-        model.backbone.train(self.train_norms)
+        self.set_norms(model.eval())
         parts = {
             "transform": model.transform,
             "body": model.backbone.body,
             "backbone": model.backbone,
+            **self.heads(),
+        }
+        with _Recorder(**parts) as run:
+            found = model(scene.for_torchvision()[0])
+        return {
+            "input": [run.output["transform"][0].tensors],
+            "stages": list(run.output["body"].values()),
+            "pyramid": list(run.output["backbone"].values()),
+            **self.expected_heads(run, training, len(scene.images)),
+            "losses": losses,
+            **_detections([(x["boxes"], x["scores"], x["labels"] - 1) for x in found]),
+        }
+
+    def expected_heads(self, run: _Recorder, training: _Recorder, count: int) -> Quantities:
+        """What torchvision's heads said about `count` pictures."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def found(self, scene: Scene, ours: Detector | None = None) -> Quantities:
+        """What we give, or what ours with other settings gives."""
+        model, batch = ours or self.ours, scene.batch()
+        losses = self.our_losses(scene, model)
+        parts = {
+            "backbone": model.backbone,
+            "neck": model.neck or model.backbone,
+            **self.our_heads(model),
+        }
+        with _Recorder(**parts) as run:
+            detections = model(batch.without_targets())
+        return {
+            "input": list(run.inputs["backbone"]),
+            "stages": run.output["backbone"],
+            "pyramid": run.output["neck"],
+            **self.found_heads(run, model, batch),
+            "losses": losses,
+            **_detections([(x.boxes, x.scores, x.labels) for x in detections]),
+        }
+
+    def our_heads(self, model: Detector) -> dict[str, nn.Module]:
+        """The modules of ours that `found_heads` needs to have seen."""
+        raise NotImplementedError
+
+    def found_heads(self, run: _Recorder, model: Detector, batch: Batch) -> Quantities:
+        """What our heads said."""
+        raise NotImplementedError
+
+
+class Pair(_Pair):
+    """Faster R-CNN."""
+
+    LOSSES: ClassVar = {
+        "loss_objectness": "rpn/objectness",
+        "loss_rpn_box_reg": "rpn/box",
+        "loss_classifier": "roi/class",
+        "loss_box_reg": "roi/box",
+    }
+
+    def build(self, config: ModelConfig) -> FasterRCNN:
+        return torchvision_faster_rcnn(config)
+
+    def stub_draws(self) -> None:
+        for part in (self.theirs.rpn, self.theirs.roi_heads):
+            part.fg_bg_sampler = _StubSampler(part.fg_bg_sampler)
+
+    def heads(self) -> dict[str, nn.Module]:
+        model = self.theirs
+        return {
+            "rpn": model.rpn,
             "rpn_head": model.rpn.head,
             "anchors": model.rpn.anchor_generator,
             "pool": model.roi_heads.box_roi_pool,
             "predictor": model.roi_heads.box_predictor,
         }
-        with _Recorder(**parts) as run:
-            found = model(scene.for_torchvision()[0])
-        logits, offsets = concat_box_prediction_layers(*run.output["rpn_head"])
-        decoded = model.rpn.box_coder.decode(offsets, run.output["anchors"])
+
+    def outputs(self, run: _Recorder) -> list[tuple[nn.Module, Tensor, float, float]]:
+        head, predictor = self.theirs.rpn.head, self.theirs.roi_heads.box_predictor
+        logits, offsets = (
+            torch.cat([level[0].flatten(1) for level in levels], dim=1).T
+            for levels in run.output["rpn_head"]
+        )
         classes, boxes = run.output["predictor"]
-        count = len(scene.images)
+        return [
+            (head.cls_logits, logits, 2.0, 0.0),
+            (head.bbox_pred, offsets, 0.5, 0.0),  # half a box
+            (predictor.cls_score, classes, 2.0, 0.0),
+            (predictor.bbox_pred, boxes, 2.0, 0.0),  # a fifth or two fifths of a box
+        ]
+
+    def expected_heads(self, run: _Recorder, training: _Recorder, count: int) -> Quantities:
+        logits, offsets = concat_box_prediction_layers(*run.output["rpn_head"])
+        decoded = self.theirs.rpn.box_coder.decode(offsets, run.output["anchors"])
+        classes, boxes = run.output["predictor"]
         return {
-            "input": [run.output["transform"][0].tensors],
-            "stages": list(run.output["body"].values()),
-            "pyramid": list(run.output["backbone"].values()),
             "anchors": run.output["anchors"][:1],
             "rpn logits": [logits.view(count, -1)],
             "rpn offsets": [offsets.view(count, -1, 4)],
@@ -421,30 +587,15 @@ class Pair:
             "patches": [run.output["pool"]],
             "roi logits": [classes.roll(-1, dims=1)],  # background last
             "roi offsets": [boxes.unflatten(1, (-1, 4))[:, 1:]],
-            "losses": losses,
-            **_detections([(x["boxes"], x["scores"], x["labels"] - 1) for x in found]),
         }
 
-    @torch.no_grad()
-    def found(self, scene: Scene, ours: RegionProposal | None = None) -> Quantities:
-        """What we give, or what ours with other settings gives."""
-        model, batch = ours or self.ours, scene.batch()
-        losses = self.our_losses(scene, model)
-        parts = {
-            "backbone": model.backbone,
-            "neck": model.neck or model.backbone,
-            "rpn": model.rpn,
-            "pool": model.roi.pool,
-            "head": model.roi.head,
-        }
-        with _Recorder(**parts) as run:
-            detections = model(batch.without_targets())
+    def our_heads(self, model: Detector) -> dict[str, nn.Module]:
+        return {"rpn": model.rpn, "pool": model.roi.pool, "head": model.roi.head}
+
+    def found_heads(self, run: _Recorder, model: Detector, batch: Batch) -> Quantities:
         output = run.output["rpn"]
         anchors, offsets = torch.cat(output.anchors), torch.cat(output.offsets, dim=1)
         return {
-            "input": list(run.inputs["backbone"]),
-            "stages": run.output["backbone"],
-            "pyramid": run.output["neck"],
             "anchors": [anchors],
             "rpn logits": [torch.cat(output.logits, dim=1)],
             "rpn offsets": [offsets],
@@ -454,9 +605,108 @@ class Pair:
             "patches": [run.output["pool"]],
             "roi logits": [run.output["head"][0]],
             "roi offsets": [run.output["head"][1]],
-            "losses": losses,
-            **_detections([(x.boxes, x.scores, x.labels) for x in detections]),
         }
+
+
+class DensePair(_Pair):
+    """RetinaNet or FCOS. Torchvision's class 0, which ours leave out, is never likely."""
+
+    LOSSES: ClassVar = {}  # of each object
+
+    def __init__(self, config: ModelConfig, *args: Any, **options: Any) -> None:
+        name = config.detector
+        self.LOSSES = {"classification": f"{name}/class", "bbox_regression": f"{name}/box"}
+        if name == "fcos":
+            self.LOSSES["bbox_ctrness"] = f"{name}/centerness"
+        super().__init__(config, *args, **options)
+
+    def build(self, config: ModelConfig) -> RetinaNet | FCOS:
+        return torchvision_dense(config)
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        super()._balance()
+        layer = self.theirs.head.classification_head.cls_logits
+        layer.weight.view(-1, NUM_CLASSES + 1, *layer.weight.shape[1:])[:, 0] = 0
+        layer.bias.view(-1, NUM_CLASSES + 1)[:, 0] = -1e4
+
+    def heads(self) -> dict[str, nn.Module]:
+        head = self.theirs.head
+        parts = {
+            "head": head,
+            "anchors": self.theirs.anchor_generator,
+            "cls_logits": head.classification_head.cls_logits,
+            "bbox_reg": head.regression_head.bbox_reg,
+        }
+        if self.config.detector == "fcos":
+            parts["bbox_ctrness"] = head.regression_head.bbox_ctrness
+        return parts
+
+    def outputs(self, run: _Recorder) -> list[tuple[nn.Module, Tensor, float, float]]:
+        parts = self.heads()
+        wanted = [("cls_logits", 2.0, -2.0), ("bbox_reg", 0.5, 0.0)]
+        if "bbox_ctrness" in parts:
+            # four strides to each side; some cells even have none
+            wanted = [("cls_logits", 2.0, -1.0), ("bbox_reg", 2.0, 4.0), ("bbox_ctrness", 1.0, 0.0)]
+        return [
+            (
+                parts[name],
+                torch.cat([each[0].flatten(1) for each in run.every[name]], dim=1).T,
+                deviation,
+                mean,
+            )
+            for name, deviation, mean in wanted
+        ]
+
+    def expected_heads(self, run: _Recorder, training: _Recorder, count: int) -> Quantities:
+        output, anchors = run.output["head"], run.output["anchors"]
+        offsets = output["bbox_regression"]
+        quantities = {
+            "anchors": anchors[:1],
+            "logits": [output["cls_logits"][..., 1:]],
+            "offsets": [offsets],
+        }
+        if "bbox_ctrness" in output:
+            # the anchors of FCOS are squares of a stride around the points
+            first, last = anchors[0][:, :2], anchors[0][:, 2:]
+            quantities["anchors"] = [torch.cat([(first + last) / 2, (last - first)[:, :1]], dim=1)]
+            quantities["centerness"] = [output["bbox_ctrness"]]
+            decoded = self.theirs.box_coder.decode(offsets, torch.stack(anchors))
+        else:
+            decoded = torch.stack(
+                [
+                    self.theirs.box_coder.decode_single(*each)
+                    for each in zip(offsets, anchors, strict=True)
+                ]
+            )
+        return quantities | {"decoded": [decoded]}
+
+    def our_heads(self, model: Detector) -> dict[str, nn.Module]:
+        return {"head": model.head}
+
+    def found_heads(self, run: _Recorder, model: Detector, batch: Batch) -> Quantities:
+        head, output = model.head, run.output["head"]
+        padded = tuple(batch.images.shape[-2:])
+        rows = {
+            name: [torch.cat([_rows(each, width) for each in maps], dim=1)]
+            for name, maps, width in zip(
+                ("logits", "offsets", "centerness"), output, (NUM_CLASSES, 4, 1), strict=False
+            )
+        }
+        if self.config.detector == "fcos":
+            cells = head.cells(output, padded)
+            anchors = [torch.cat([each.points, each.strides[:, None]], dim=1) for each in cells]
+        else:
+            anchors = head.anchors(output.offsets, padded)
+        boxes = [boxes for boxes, _ in head.candidates(output, padded)]
+        return rows | {"anchors": [torch.cat(anchors)], "decoded": [torch.cat(boxes, dim=1)]}
+
+
+def _rows(values: Tensor, width: int) -> Tensor:
+    """A map `[B, A * width, H, W]` as torchvision orders it: `[B, H*W*A, width]`."""
+    batch, _, height, columns = values.shape
+    values = values.view(batch, -1, width, height, columns).permute(0, 3, 4, 1, 2)
+    return values.reshape(batch, -1, width)
 
 
 def _detections(images: list[tuple[Tensor, Tensor, Tensor]]) -> Quantities:
@@ -474,12 +724,16 @@ def _detections(images: list[tuple[Tensor, Tensor, Tensor]]) -> Quantities:
 
 
 class _Recorder:
-    """Arguments and output of the last call of each module, while the `with` block runs."""
+    """Arguments and output of the last call of each module, while the `with` block runs.
+
+    And the outputs of every call, in `every`.
+    """
 
     def __init__(self, **modules: nn.Module) -> None:
         self.modules = modules
         self.inputs: dict[str, Any] = {}
         self.output: dict[str, Any] = {}
+        self.every: dict[str, list[Any]] = {name: [] for name in modules}
 
     def __enter__(self) -> _Recorder:
         self.handles = [
@@ -494,6 +748,7 @@ class _Recorder:
 
     def _note(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.inputs[name], self.output[name] = inputs, output
+        self.every[name].append(output)
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -517,6 +772,11 @@ def difference() -> Callable[[list[Tensor], list[Tensor]], float]:
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., Pair]:
     return Pair
+
+
+@pytest.fixture(scope="session")
+def make_dense_pair() -> Callable[..., DensePair]:
+    return DensePair
 
 
 @pytest.fixture(scope="session")
