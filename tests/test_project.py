@@ -27,12 +27,13 @@ TOP = {"engine", "inference", "analysis"}
 ALLOWED = {
     **{layer: BASE for layer in BASE},
     "ops": BASE,
+    "proposals": {"registry", "files", "structures"},  # numpy alone
     "nn": BASE | {"ops"},
     "backbones": BASE | {"ops", "nn"},
-    "detectors": BASE | {"ops", "nn", "backbones"},
-    "data": BASE | {"ops"},
+    "detectors": BASE | {"ops", "nn", "backbones", "proposals"},
+    "data": BASE | {"ops", "proposals"},
     "evaluation": BASE | {"ops"},
-    **{layer: BASE | {"ops", "data", "evaluation"} | MODEL | TOP for layer in TOP},
+    **{layer: BASE | {"ops", "proposals", "data", "evaluation"} | MODEL | TOP for layer in TOP},
     "cli": set[str](),  # the tools' frame knows no detector
     "": set[str](),  # detkit/__init__.py: eager imports there would be paid by everyone
 }

@@ -25,6 +25,7 @@ from detkit.config.model import (
     RoIConfig,
     RPNConfig,
     SelectConfig,
+    SelectiveSearchConfig,
     SlidingWindowConfig,
     TaskAlignedConfig,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "ScheduleConfig",
     "Section",
     "SelectConfig",
+    "SelectiveSearchConfig",
     "SlidingWindowConfig",
     "Source",
     "SyntheticSource",

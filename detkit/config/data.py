@@ -15,6 +15,7 @@ class CocoSource(Section):
     format: Literal["coco"] = "coco"
     annotations: str
     images: str
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
 
 
 class SyntheticSource(Section):
@@ -25,6 +26,7 @@ class SyntheticSource(Section):
     num_images: PositiveInt = 1000
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
     seed: NonNegativeInt = 0
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
 
 
 Source = Annotated[CocoSource | SyntheticSource, Field(discriminator="format")]

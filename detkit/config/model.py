@@ -103,6 +103,21 @@ class GridConfig(Section):
         return self
 
 
+class SelectiveSearchConfig(Section):
+    """Proposals by grouping similar regions of the original picture."""
+
+    mode: Literal["single", "fast", "quality"] = "fast"  # 1, 8 or 80 groupings
+    color_spaces: tuple[str, ...] | None = None  # null: those of the mode; rgb, lab, hsv, ...
+    scales: tuple[Positive, ...] | None = None  # k of the segmentation; null: those of the mode
+    # letters of CTSF (colour, texture, size, fill), like "TSF"; null: those of the mode
+    similarities: tuple[str, ...] | None = None
+    sigma: NonNegative = 0.8  # pixels of blur before the segmentation
+    min_size: PositiveInt | None = None  # of a first region in pixels; null: k, less if small
+    min_side: PositiveInt = 8  # of a box in pixels
+    longest: PositiveInt | None = 500  # side that larger pictures are scaled down to; null: none
+    seed: NonNegativeInt = 0  # of the order
+
+
 class RoIConfig(Section):
     """Second stage: what each proposal shows, and where exactly."""
 
@@ -326,7 +341,7 @@ DetectorName = Literal["sliding_window", "region_proposal", "retinanet", "fcos",
 # Which sections a detector has beside those that all have
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "sliding_window": ("sliding_window",),
-    "region_proposal": ("fpn", "rpn", "grid", "roi"),
+    "region_proposal": ("fpn", "rpn", "selective_search", "grid", "roi"),
     "retinanet": ("fpn", "retinanet"),
     "fcos": ("fpn", "fcos"),
     "task_aligned": ("fpn", "task_aligned"),
@@ -361,6 +376,7 @@ class ModelConfig(Section):
     fpn: FPNConfig | None = None
     proposals: Literal["rpn", "selective_search", "grid", "file"] | None = None  # null: rpn
     rpn: RPNConfig | None = None
+    selective_search: SelectiveSearchConfig | None = None
     grid: GridConfig | None = None
     roi: RoIConfig | None = None
     sliding_window: SlidingWindowConfig | None = None
@@ -404,7 +420,7 @@ class ModelConfig(Section):
                 return sections
             raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
         self._fill("proposals", self.proposals or "rpn")
-        sections -= {"rpn", "grid"} - {str(self.proposals)}
+        sections -= {"rpn", "selective_search", "grid"} - {str(self.proposals)}
         if self.roi is not None and self.roi.pool == "crop":
             sections.remove("fpn")  # the backbone sees regions, and its last map is used
             if self.proposals == "rpn":
@@ -422,6 +438,7 @@ class ModelConfig(Section):
 _SECTION_TYPES: dict[str, type[Section]] = {
     "fpn": FPNConfig,
     "rpn": RPNConfig,
+    "selective_search": SelectiveSearchConfig,
     "grid": GridConfig,
     "roi": RoIConfig,
     "sliding_window": SlidingWindowConfig,

@@ -7,6 +7,13 @@ from detkit.data.coco import AnnotationError, read_coco
 from detkit.data.dataset import CocoDataset, CocoGroundTruth, Sample, coco_ground_truth
 from detkit.data.images import ImageReadError, read_image
 from detkit.data.loader import collate, create_loader
+from detkit.data.proposals import (
+    ProposalFileError,
+    SearchedProposals,
+    StoredProposals,
+    proposal_records,
+    read_proposals,
+)
 from detkit.data.transforms import EvalTransform, TrainTransform, resized_shape
 
 __all__ = [
@@ -15,12 +22,17 @@ __all__ = [
     "CocoGroundTruth",
     "EvalTransform",
     "ImageReadError",
+    "ProposalFileError",
     "Sample",
+    "SearchedProposals",
+    "StoredProposals",
     "TrainTransform",
     "coco_ground_truth",
     "collate",
     "create_loader",
+    "proposal_records",
     "read_coco",
     "read_image",
+    "read_proposals",
     "resized_shape",
 ]

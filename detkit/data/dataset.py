@@ -8,8 +8,9 @@ N images, C classes, G truths as the file has them, K truths fit for training, M
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Sample:
         image_id: the image's id in its data set.
         original_size: (height, width) of the picture in its file.
         dropped: truths that the transforms lost.
+        proposals: `[P, 4]` float32 xyxy in pixels of `image`, best first: regions for the detector
+            to look at; None where it finds them itself.
     """
 
     image: np.ndarray
@@ -42,6 +45,7 @@ class Sample:
     image_id: int
     original_size: Size
     dropped: int = 0
+    proposals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -111,6 +115,10 @@ class PackedStrings:
         return os.fsdecode(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
 
 
+# (image id, `[H, W, 3]` as in its file) -> `[P, 4]` float32 xyxy in its pixels, best first
+ProposalSource = Callable[[int, np.ndarray], np.ndarray]
+
+
 class CocoDataset:
     """Pictures in a folder and their truths; `dataset[i]` reads one.
 
@@ -126,6 +134,7 @@ class CocoDataset:
         category_ids: `[C]` int64, ascending; label c stands for `category_ids[c]`.
         class_names: C names.
         report: the counts of what was kept, clipped and dropped.
+        proposals: where those of its samples come from, or None.
     """
 
     def __init__(
@@ -143,6 +152,7 @@ class CocoDataset:
         self._file_names = file_names
         self._sizes = sizes
         self._truth = truth
+        self.proposals: ProposalSource | None = None
         boxes, clipped, degenerate = clip_truth(truth, sizes)
         kept = np.flatnonzero(~degenerate)
         order = kept[np.argsort(truth.gt_image_index[kept], kind="stable")]
@@ -183,14 +193,16 @@ class CocoDataset:
                 f"{width}x{height}: the boxes would not fit; correct width and height or the file"
             )
         part = slice(self._offsets[index], self._offsets[index + 1])
+        image_id = int(self.image_ids[index])
         return Sample(
             image=image,
             boxes=self._boxes[part].copy(),
             labels=self._labels[part].copy(),
             crowd=self._crowd[part].copy(),
             area=self._area[part].copy(),
-            image_id=int(self.image_ids[index]),
+            image_id=image_id,
             original_size=(height, width),
+            proposals=None if self.proposals is None else self.proposals(image_id, image),
         )
 
     def path(self, index: int) -> Path:
@@ -200,6 +212,12 @@ class CocoDataset:
     def sizes(self) -> np.ndarray:
         """`[N, 2]` int64 (height, width) of all pictures, without reading them."""
         return self._sizes
+
+    def with_proposals(self, source: ProposalSource | None) -> CocoDataset:
+        """The same data set, whose samples have these proposals."""
+        other = copy.copy(self)
+        other.proposals = source
+        return other
 
     def subset(self, limit: int) -> CocoDataset:
         """The first images only, with all classes.
@@ -222,7 +240,8 @@ class CocoDataset:
             gt_crowd=truth.gt_crowd[inside],
         )
         names = PackedStrings.pack([self._file_names[index] for index in range(limit)])
-        return CocoDataset(self.images, names, self._sizes[:limit], truth, self.class_names)
+        first = CocoDataset(self.images, names, self._sizes[:limit], truth, self.class_names)
+        return first.with_proposals(self.proposals)
 
 
 def coco_ground_truth(dataset: CocoDataset) -> CocoGroundTruth:

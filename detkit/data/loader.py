@@ -215,7 +215,19 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         original_sizes=tuple(sample.original_size for sample in samples),
         targets=to_targets(samples),
         dropped=sum(sample.dropped for sample in samples),
+        proposals=_to_proposals(samples),
     )
+
+
+def _to_proposals(samples: Sequence[Sample]) -> tuple[torch.Tensor, ...] | None:
+    """The proposals of a batch, views of one tensor (see `to_targets`); None without any."""
+    given = [sample.proposals for sample in samples if sample.proposals is not None]
+    if not given:
+        return None
+    if len(given) < len(samples):
+        raise ValueError(f"only {len(given)} of {len(samples)} images have proposals; give all")
+    lengths = [len(proposals) for proposals in given]
+    return torch.from_numpy(np.concatenate(given)).split(lengths)
 
 
 def to_targets(samples: Sequence[Sample]) -> tuple[Target, ...]:

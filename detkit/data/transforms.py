@@ -67,14 +67,16 @@ class EvalTransform:
         self.shortest, self.longest = shortest, longest
 
     def __call__(self, sample: Sample, seed: int = 0) -> Sample:
-        """Resize the picture and its truths."""
+        """Resize the picture, its truths and its proposals."""
         height, width = sample.image.shape[:2]
         size = resized_shape(height, width, shortest=self.shortest, longest=self.longest)
         ratio_y, ratio_x = size[0] / height, size[1] / width
+        ratios = np.array([ratio_x, ratio_y, ratio_x, ratio_y], np.float32)
         return replace(
             sample,
             image=resize_image(sample.image, size),
-            boxes=sample.boxes * np.array([ratio_x, ratio_y, ratio_x, ratio_y], np.float32),
+            boxes=sample.boxes * ratios,
+            proposals=None if sample.proposals is None else sample.proposals * ratios,
             area=sample.area * np.float32(ratio_x * ratio_y),
         )
 
@@ -94,7 +96,7 @@ class TrainTransform:
         crop: probability of cropping to a random window of at least half of each side. It holds at
             least one box, and whole every box whose centre it holds.
         color: strength of brightness, contrast, saturation and hue changes, 0 (none) to 1.
-        min_visible: a box of which less than this part remains is dropped.
+        min_visible: a box of which less than this part remains is dropped, and so is a proposal.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -128,6 +130,8 @@ class TrainTransform:
                 min_width=1,
                 min_height=1,
             ),
+            # an own list: what is drawn looks at the truths, and must not depend on proposals
+            additional_targets={"proposals": "bboxes"},
         )
 
     def _steps(self) -> list[A.BasicTransform]:
@@ -150,10 +154,14 @@ class TrainTransform:
         self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         positions = np.arange(len(sample), dtype=np.float32)[:, None]
         rows = np.concatenate([sample.boxes, positions], axis=1)  # [M, 5]
-        result = self._pipeline(image=sample.image, bboxes=rows)
+        extra = {} if sample.proposals is None else {"proposals": sample.proposals}
+        result = self._pipeline(image=sample.image, bboxes=rows, **extra)
         kept = np.asarray(result["bboxes"], dtype=np.float32)
         if not len(kept):  # the fifth column is gone too
             kept = np.zeros((0, 5), np.float32)
+        proposals = None
+        if extra:
+            proposals = np.asarray(result["proposals"], dtype=np.float32).reshape(-1, 4)
         boxes, index = np.ascontiguousarray(kept[:, :4]), kept[:, 4].astype(np.int64)
         return replace(
             sample,
@@ -164,6 +172,7 @@ class TrainTransform:
             # an object shrinks, grows and is cut like its box
             area=sample.area[index] * _box_area(boxes) / _box_area(sample.boxes[index]),
             dropped=sample.dropped + len(sample) - len(boxes),
+            proposals=proposals,
         )
 
 

@@ -8,10 +8,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from detkit.config import CocoSource, Recipe, SyntheticSource
-from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader
+from detkit.data import (
+    CocoDataset,
+    EvalTransform,
+    TrainTransform,
+    create_loader,
+    read_proposals,
+)
 from detkit.data.transforms import Transform
 from detkit.engine import distributed
 from detkit.engine.device import leave_cores_to, usable_cores
+from detkit.engine.proposals import with_proposals
 from detkit.registry import datasets
 from detkit.structures import Batch
 
@@ -20,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 def build_dataset(source: CocoSource | SyntheticSource, *, role: str) -> CocoDataset:
     """Read a data set; `role` ("train", "val", "test") names it in the log."""
-    settings = source.model_dump(exclude={"format"})
+    settings = source.model_dump(exclude={"format", "proposals"})
     dataset: CocoDataset = datasets[source.format](**settings)
     if distributed.is_main():
         logger.info("%s: %s", role, dataset.report)
     if len(dataset) == 0:
         raise ValueError(f"data.{role} has no images; check {settings}")
+    if source.proposals is not None:
+        return dataset.with_proposals(read_proposals(source.proposals, dataset))
     return dataset
 
 
@@ -53,7 +62,7 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
             f"into {world}; use a multiple of {world}"
         )
     return create_loader(
-        dataset,
+        with_proposals(recipe.model, dataset, role="data.train"),
         TrainTransform(**resize.model_dump(), **augment.model_dump()),
         batch_size=recipe.train.batch_size // world,
         seed=recipe.seed,
@@ -84,7 +93,7 @@ def eval_loader(
         batch_size: instead of the recipe's test.batch_size.
     """
     return create_loader(
-        dataset,
+        with_proposals(recipe.model, dataset, role="data.val (or data.test)"),
         transform or EvalTransform(**recipe.data.resize.model_dump()),
         batch_size=batch_size or recipe.test.batch_size,
         seed=recipe.seed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,6 +23,7 @@ from detkit.detectors import Detector, create_detector
 from detkit.detectors.torchvision_weights import PUBLISHED, convert, is_torchvision
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import amp_dtype, pick_device
+from detkit.engine.proposals import picture_proposals
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation.thresholds import Thresholds, above, read_thresholds
 from detkit.registry import suggest
@@ -112,6 +114,7 @@ class Predictor:
         self.category_ids = tuple(category_ids)
         self.device = device
         self._preparation = Preparation.of(recipe)
+        self._propose = picture_proposals(recipe.model)
         self._divisor = recipe.model.size_divisor
         self._thresholds = self._read(recipe.test.thresholds)
         self._dtype = amp_dtype(recipe.test.amp, device)
@@ -176,8 +179,12 @@ class Predictor:
     def _batch(self, images: Sequence[np.ndarray]) -> Batch:
         """Resize and pad as testing does."""
         prepare = self._preparation.transform
-        samples = [prepare(_without_truth(image), 0) for image in images]
+        samples = [prepare(self._sample(image), 0) for image in images]
         return collate(samples, divisor=self._divisor).without_targets()
+
+    def _sample(self, image: np.ndarray) -> Sample:
+        sample = _without_truth(image)
+        return sample if self._propose is None else replace(sample, proposals=self._propose(image))
 
 
 def to_rgb(picture: Picture) -> np.ndarray:
