@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from detkit import cli
 from detkit.config import Recipe, load_recipe, recipe_to_yaml
 from detkit.detectors import RegionProposal
-from detkit.engine.checkpoint import load_checkpoint
+from detkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from detkit.evaluation import evaluate_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -372,6 +373,150 @@ def test_picture_of_another_size_is_one_line(
     done = command("test", checkpoint, f"data.val.images={images}")
     assert done.code == 2
     assert done.line.startswith(f"image {images / '0.png'} is 30x20 (upright), its annotations say")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["test.scales=[0.5,1,2]", "test.flip=true", "test.ranges=[[0,99],[4,99],[8,null]]"],
+        ["test.tile=40", "test.tile_overlap=0.4", "test.tile_whole=true", "test.batch_size=3"],
+        ["model.image_pyramid.scales=[1,1.5]", "model.image_pyramid.fusion.iou_threshold=0.4"],
+        ["model.select.iou_threshold=0.2", "model.select.max_detections=5"],
+    ],
+)
+def test_test_looks_as_it_is_told(
+    command: Any, checkpoint: Path, tiny_data: Any, tmp_path: Path, changes: list[str]
+) -> None:
+    def detections(*changes: str) -> Any:
+        done = command("test", checkpoint, *changes)
+        assert done.code == 0, done.err
+        path = tmp_path / "test" / "detections.json"
+        assert evaluate_files(tiny_data.annotations, path).summary() in done.out
+        return json.loads(path.read_text())
+
+    plain, other = detections(), detections(*changes)
+    assert len(other) > 5 and other != plain
+
+
+def test_test_of_several_checkpoints(
+    command: Any, checkpoint: Path, tiny_data: Any, tmp_path: Path
+) -> None:
+    second = shutil.copy(checkpoint, tmp_path / "width=8.pt")  # a path, though it has a '='
+    arguments = ["test.weights=[2,1]", second, "test.fusion.iou_threshold=0.55"]
+    done = command("test", checkpoint, *arguments)
+    assert done.code == 0, done.err
+    assert f"{checkpoint} (weight 2), {second} (weight 1)" in done.err
+    folder = tmp_path / "ensemble"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.pop("checkpoints") == [str(checkpoint), str(second)]
+    result = evaluate_files(tiny_data.annotations, folder / "detections.json")
+    assert metrics == result.as_dict() and metrics["AP50"] > 0
+    assert result.summary() in done.out
+
+
+def test_choose_thresholds_and_use_them(command: Any, checkpoint: Path, tmp_path: Path) -> None:
+    changes = ["model.select.score_threshold=0.02", "--miss", 2, "--miss", "green=30"]
+    done = command("choose_thresholds", checkpoint, *changes, "--prior", "red=0")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[1].split()[:3] == ["class", "threshold", "truths"]
+    assert [line.split()[0] for line in lines[2:6]] == ["blue", "green", "red", "all"]
+    path = tmp_path / "thresholds.yaml"
+    assert f"written to {path}" in done.out
+    limits = {
+        name: float(value)
+        for name, value in (line.split(": ") for line in path.read_text().splitlines())
+    }
+    assert list(limits) == ['"blue"', '"green"', '"red"'] and limits['"red"'] == 1
+
+    done = command("test", checkpoint, changes[0], f"test.thresholds={path}")
+    assert done.code == 0, done.err
+    records = json.loads((tmp_path / "test" / "detections.json").read_text())
+    least = {7: limits['"blue"'], 90: limits['"green"'], 300: limits['"red"']}
+    assert records and all(r["score"] >= least[r["category_id"]] for r in records)
+
+    before = len(records)
+    done = command("test", checkpoint, changes[0], "test.thresholds={green: 0.999}")
+    records = json.loads((tmp_path / "test" / "detections.json").read_text())
+    assert {record["category_id"] for record in records} == {7, 300} and len(records) != before
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("test", ["BEST", "test.tile=0"], "BEST: test.tile: got 0; should be greater than 0"),
+        ("test", ["BEST", "test.scales=[1,-2]"], "BEST: test.scales.1: got -2; should be greater"),
+        ("test", ["BEST", "test.ranges=[[0,9],[9,99]]"], "BEST: test: got "),
+        ("test", ["BEST", "test.tile_overlap=1"], "BEST: test.tile_overlap: got 1; should be less"),
+        ("test", ["BEST", "OTHER"], "OTHER knows the classes cat, dog, eel, BEST knows blue, gre"),
+        ("test", ["BEST", "BEST"], "a checkpoint is named twice: BEST, BEST"),
+        ("test", ["BEST", "flip"], "no checkpoint at flip"),
+        (
+            "test",
+            ["BEST", "test.weights=[1,2,3]"],
+            "test.weights has 3 entries for 1 checkpoint; give one each",
+        ),
+        (
+            "test",
+            ["BEST", "test.thresholds={gren: 0.5}"],
+            "thresholds: unknown class 'gren'; did you mean 'green'? allowed: blue, green, red",
+        ),
+        (
+            "test",
+            ["BEST", "test.thresholds=1.5"],
+            "BEST: test.thresholds: got 1.5; thresholds are a number in 0..1, {name of a class",
+        ),
+        ("test", ["BEST", "test.thresholds=no.yaml"], "no thresholds at no.yaml; write them with"),
+        (
+            "choose_thresholds",
+            ["BEST", "--miss", "gren=5"],
+            "--miss gren=5: unknown class; did you mean 'green'? allowed: blue, green, red",
+        ),
+        (
+            "choose_thresholds",
+            ["BEST", "--false-alarm", "0", "--miss", "0"],
+            "both --false-alarm and --miss of 'blue' are 0",
+        ),
+        ("choose_thresholds", ["BEST", "data.val=null"], "the recipe names no data.val; set data"),
+    ],
+)
+def test_mistake_about_looks_and_thresholds(
+    command: Any,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, replace(load_checkpoint(checkpoint), class_names=("cat", "dog", "eel")))
+    monkeypatch.chdir(tmp_path)
+    for name, path in (("BEST", checkpoint), ("OTHER", other)):
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+        message = message.replace(name, str(path))
+    before = snapshot(tmp_path)
+    done = command(tool, *arguments)
+    assert done.code == 2
+    assert done.line.startswith(message)
+    assert snapshot(tmp_path) == before
+
+
+def test_pyramid_of_training_is_taken_off(command: Any, recipe_file: Path, tmp_path: Path) -> None:
+    """Its weights have the detector's own names, also those that training goes on from."""
+    pyramid = "model.image_pyramid={scales: [1, 0.5], ranges: [[0, 40], [10, null]]}"
+    done = command("train", recipe_file, pyramid, "name=pyramid", "--out", tmp_path)
+    assert done.code == 0, done.err
+    best = tmp_path / "pyramid" / "best.pt"
+    recipe = load_recipe(tmp_path / "pyramid" / "recipe.yaml")
+    assert recipe.model.image_pyramid is not None
+    for changes in ([], ["model.image_pyramid=null"]):
+        done = command("test", best, *changes)
+        assert done.code == 0, done.err
+    done = command("train", "--resume", tmp_path / "pyramid")
+    assert done.code == 0, done.err
+    done = command("train", recipe_file, f"model.weights={best}", "name=plain", "--out", tmp_path)
+    assert done.code == 0, done.err
 
 
 # ----------------------------------------------------------------------------------------- ablate
