@@ -274,6 +274,20 @@ class TaskAlignedConfig(Section):
     distance_weight: NonNegative = 0.5
 
 
+# How boxes of one object become one, see `suppress` in detkit/ops/selection.py
+SuppressionName = Literal[
+    "hard",
+    "soft_linear",
+    "soft_gaussian",
+    "diou",
+    "matrix_linear",
+    "matrix_gaussian",
+    "wbf",
+    "nmm",
+    "none",
+]
+
+
 class FusionConfig(Section):
     """How the detections that several looks at a picture gave become one answer."""
 
@@ -327,10 +341,11 @@ def check_ranges(ranges: tuple[SizeRange, ...] | None, scales: tuple[float, ...]
 class SelectConfig(Section):
     """After the head: which boxes are reported."""
 
-    score_threshold: Fraction = 0.05  # only scores above it
+    score_threshold: Fraction = 0.05  # only scores above it, before and after suppression
     pre_nms: PositiveInt | None = None  # best candidates of each level that are looked at
-    nms: Literal["hard"] = "hard"
+    nms: SuppressionName = "hard"
     iou_threshold: Fraction = 0.5
+    sigma: Positive = 0.5  # of the Gaussian ones; the smaller, the more a score falls
     class_agnostic: bool = False  # boxes of different classes suppress each other, too
     max_detections: PositiveInt = 100
     min_size: NonNegative = 0.0  # shortest side in pixels

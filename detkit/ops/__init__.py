@@ -18,6 +18,8 @@ from detkit.ops.anchors import (
 )
 from detkit.ops.box_coder import decode, encode
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
+from detkit.ops.fusion import non_maximum_merging, weighted_boxes_fusion
+from detkit.ops.greedy import diou_nms, soft_nms
 from detkit.ops.losses import (
     BOX_LOSSES,
     OFFSET_LOSSES,
@@ -38,6 +40,7 @@ from detkit.ops.losses import (
     varifocal_loss,
 )
 from detkit.ops.matching import Match, match
+from detkit.ops.matrix_nms import matrix_nms
 from detkit.ops.nms import batched_nms, nms, select_detections
 from detkit.ops.sampling import (
     SAMPLERS,
@@ -78,6 +81,7 @@ __all__ = [
     "cross_entropy",
     "decode",
     "diou_loss",
+    "diou_nms",
     "distribution_expectation",
     "distribution_focal_loss",
     "encode",
@@ -92,7 +96,9 @@ __all__ = [
     "l1_loss",
     "l2_loss",
     "match",
+    "matrix_nms",
     "nms",
+    "non_maximum_merging",
     "pad_truths",
     "pairwise_intersection",
     "quality_focal_loss",
@@ -104,7 +110,9 @@ __all__ = [
     "select_detections",
     "shape_iou",
     "smooth_l1_loss",
+    "soft_nms",
     "suppress",
     "task_aligned_match",
     "varifocal_loss",
+    "weighted_boxes_fusion",
 ]
