@@ -152,9 +152,11 @@ def report(
         return
     unit = "pictures" if isinstance(source, ImageFiles) else "frames"
     skipped = source.skipped if isinstance(source, ImageFiles) else 0
-    limit = f"score {threshold:g} or more" if isinstance(threshold, float) else str(threshold)
+    limit = f"that reach the scores of {threshold}"
+    if isinstance(threshold, float):
+        limit = f"of score {threshold:g} or more"
     print(
-        f"{unit}: {tally.frames}, detections of {limit}: {tally.detections}"
+        f"{unit}: {tally.frames}, detections {limit}: {tally.detections}"
         + (f", pictures that cannot be read: {skipped}" if skipped else "")
     )
     # the first prediction also allocates and warms up

@@ -90,6 +90,23 @@ def test_picture_goes_beside_the_checkpoint(
     assert lines[2:] == [f"written: {checkpoint.parent / 'demo'}"]
 
 
+def test_threshold_of_each_class_from_a_file(
+    demo: ModuleType, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor = detkit.load(checkpoint, device="cpu")
+    everything = predictor(folder / "0.png")
+    file = folder.parent / "it's 1e3.yaml"  # a path that YAML would take for something else
+    limit = float(everything.scores.median())
+    file.write_text(f"cat: {limit!r}\nFüße: 1\n", encoding="utf-8")
+    demo.main([str(checkpoint), str(folder / "0.png"), "--threshold", str(file), "--device", "cpu"])
+    found = predictor(folder / "0.png", score_threshold=file)
+    assert 0 < len(found) < len(everything)
+    assert (
+        f"pictures: 1, detections that reach the scores of {file}: {len(found)}"
+        in capsys.readouterr().out
+    )
+
+
 def test_folder_with_json_and_sheet(
     demo: ModuleType,
     checkpoint: Path,

@@ -12,10 +12,10 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 import detkit
-from detkit.data import read_coco
+from detkit.data import CocoDataset, read_coco
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.data import eval_loader
-from detkit.engine.evaluate import evaluate
+from detkit.engine.evaluate import detect_with, evaluate
 from detkit.inference import Predictor, load
 from detkit.inference import predictor as predictor_module
 from detkit.structures import Batch, Detections
@@ -50,10 +50,8 @@ def files(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) 
     return paths
 
 
-def engine_finds(
-    checkpoint: Path, files: list[Path], pictures: list[np.ndarray], batch_size: int
-) -> list:
-    """What the engine finds in these files, as tools/test.py calls it."""
+def as_dataset(files: list[Path], pictures: list[np.ndarray]) -> CocoDataset:
+    """These files as a data set without objects."""
     content = {
         "images": [
             {"id": i, "file_name": path.name, "height": len(image), "width": len(image[0])}
@@ -66,7 +64,14 @@ def engine_finds(
     }
     annotations = files[0].parent / "annotations.json"
     annotations.write_text(json.dumps(content), encoding="utf-8")
-    dataset = read_coco(annotations, files[0].parent)
+    return read_coco(annotations, files[0].parent)
+
+
+def engine_finds(
+    checkpoint: Path, files: list[Path], pictures: list[np.ndarray], batch_size: int
+) -> list:
+    """What the engine finds in these files, as tools/test.py calls it."""
+    dataset = as_dataset(files, pictures)
     loaded = load_checkpoint(checkpoint, [f"test.batch_size={batch_size}", "data.workers=0"])
     loader = eval_loader(loaded.recipe, dataset, pin_memory=False)
     outcome = evaluate(loaded.detector(), loader, dataset, device=torch.device("cpu"))
@@ -137,6 +142,54 @@ def test_threshold_keeps_scores_that_reach_it(
     (in_list,) = predictor([pictures[0]], score_threshold=limit)
     assert same(in_list, found)
     assert len(predictor(pictures[0], score_threshold=1.0)) == 0
+
+
+def test_thresholds_by_class(
+    predictor: Predictor, pictures: list[np.ndarray], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    everything = predictor(pictures[0])
+    limit = float(everything.scores.median())
+    given = {"cat": limit, "Füße": 1.0}
+    found = predictor(pictures[0], score_threshold=given)
+    least = torch.tensor([limit, 1.0, 0.0])[everything.labels]
+    assert same(found, everything[everything.scores >= least])
+    assert 0 < len(found) < len(everything)
+    path = tmp_path / "thresholds.yaml"
+    path.write_text(json.dumps(given), encoding="utf-8")
+    assert same(predictor(pictures[0], score_threshold=path), found)
+    assert same(predictor(pictures[0], score_threshold=str(path)), found)
+
+    strict = load(tiny_checkpoint, device="cpu", overrides=[f"test.thresholds={path}"])
+    assert same(strict(pictures[0]), found)
+    assert same(strict(pictures[0], score_threshold=0), everything)  # takes its place
+    with pytest.raises(ValueError, match="unknown class 'cats'; did you mean 'cat'"):
+        predictor(pictures[0], score_threshold={"cats": 0.5})
+    with pytest.raises(ValueError, match="unknown class 'cats'"):
+        load(tiny_checkpoint, device="cpu", overrides=["test.thresholds={cats: 0.5}"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["test.scales=[0.5,1,2]", "test.flip=true"],
+        ["test.tile=48", "test.tile_overlap=0.3", "test.tile_whole=true"],
+        ["model.select.max_detections=3"],
+    ],
+)
+def test_looks_are_those_of_testing(
+    tiny_checkpoint: Path,
+    predictor: Predictor,
+    files: list[Path],
+    pictures: list[np.ndarray],
+    overrides: list[str],
+) -> None:
+    looking = load(tiny_checkpoint, device="cpu", overrides=overrides)
+    found = looking(pictures)
+    assert not any(map(same, found, predictor(pictures)))
+    checkpoint = load_checkpoint(tiny_checkpoint, ["data.workers=0", *overrides])
+    expected = detect_with(checkpoint, as_dataset(files, pictures), device=torch.device("cpu"))
+    assert all(same(found[index], each) for index, each in expected.items())
+    assert len(expected) == len(found) == 5
 
 
 def test_results_may_be_changed(predictor: Predictor, pictures: list[np.ndarray]) -> None:
