@@ -176,26 +176,30 @@ def test_perfect_output_costs_nothing_but_the_spread_over_two_bins():
     assert all(loss < 1e-4 for loss in losses.values())
 
 
-def test_losses_of_one_cell():
-    """Score 1/2, IoU 1/2: the quality is 1/2 and the losses are those of the formulas."""
+@pytest.mark.parametrize(("images", "share"), [(1, 1.0), (3, 2.0)])
+def test_losses_of_one_cell(images, share):
+    """Score 1/2, IoU 1/2: the quality is 1/2 and the losses are those of the formulas.
+
+    Their sums are over that of the qualities, but at least 1: 1 for one image, 3/2 for three.
+    """
     truth = target([[0, 0, 16, 16]], [1])
     output = TaskAlignedOutput(
         points=torch.tensor([[8.0, 8.0], [40.0, 8.0]]),
         strides=torch.tensor([8.0, 8.0]),
-        logits=torch.tensor([[[-20.0, 0.0], [0.0, -20.0]]]),
+        logits=torch.tensor([[-20.0, 0.0], [0.0, -20.0]]).expand(images, 2, 2),
         # left, top, right: surely 1 stride; bottom: 0
-        distances=torch.tensor([[0.0, 1], [0, 1], [0, 1], [1, 0]]).mul(40).expand(1, 2, 4, 2),
+        distances=torch.tensor([[0.0, 1], [0, 1], [0, 1], [1, 0]]).mul(40).expand(images, 2, 4, 2),
         counts=(2,),
     )
     head = head_of([MapGeometry(8, 0.0)], classes=2, bins=2)
-    losses = head.loss(output, (64, 64), batch_of(truth))
-    # over max(sum of qualities, 1) = 1. Classes: the first cell has its quality as its score and
+    losses = head.loss(output, (64, 64), batch_of(*[truth] * images))
+    # classes: the first cell has its quality as its score and
     # costs nothing; the second is background with a score of 1/2: (1/2)^2 * log(2)
-    torch.testing.assert_close(losses["head/class"], torch.tensor(math.log(2) / 4))
+    torch.testing.assert_close(losses["head/class"], torch.tensor(share * math.log(2) / 4))
     # box: 2 * 1/2 * (1 - GIoU), IoU 128 / 256 in a hull of the same 256
-    torch.testing.assert_close(losses["head/box"], torch.tensor(0.5))
+    torch.testing.assert_close(losses["head/box"], torch.tensor(share * 0.5))
     # distances: 1/2 * a quarter of the 40 that the bottom costs
-    torch.testing.assert_close(losses["head/distance"], torch.tensor(5.0))
+    torch.testing.assert_close(losses["head/distance"], torch.tensor(share * 5.0))
 
 
 def test_weights_scale_the_losses():
