@@ -252,7 +252,22 @@ OURS = [
     ("roi.aligned", True, "patches"),
     ("roi.box_loss", "giou", "losses"),
     ("roi.box_loss_weight", 1.1, "losses"),
+    ("roi.pool", "pool", "patches"),
+    ("roi.class_loss", "focal", "losses"),
+    ("roi.label_smoothing", 0.1, "losses"),
+    ("roi.class_weights", [1.0] * 7 + [0.5], "losses"),
+    ("roi.sampler", "random", "losses"),
+    ("roi.sampler", "ohem", "losses"),
+    ("rpn.sampler", "random", "losses"),
 ]
+# Settings of other rungs of the ladder, or of one value of those above: not of Faster R-CNN.
+ELSEWHERE = {
+    "roi.focal_gamma",
+    "roi.hard_iou",
+    *(f"roi.{name}" for name in ("crop_size", "context", "chunk", "max_regions")),
+    *(f"roi.{name}" for name in ("stages", "stage_ious", "stage_loss_weights")),
+    "rpn.anchor_boxes",  # equal to sizes and ratios, in test_anchor_boxes_are_sizes_and_ratios
+}
 
 
 def changed(key, value):
@@ -381,8 +396,18 @@ def test_every_setting_is_in_the_tables():
     named = {entry[0] for entry in SHARED + SHAPES + OURS} | {"roi.class_agnostic"}
     named |= {key for changes in LAYERS for key in changes}
     fields = {f"rpn.{name}" for name in RPNConfig.model_fields}
-    fields |= {f"roi.{name}" for name in RoIConfig.model_fields} - {"roi.pool"}  # has one choice
-    assert fields - named == set()
+    fields |= {f"roi.{name}" for name in RoIConfig.model_fields}
+    assert fields - named == ELSEWHERE
+
+
+def test_anchor_boxes_are_sizes_and_ratios(narrow, small, narrow_expected, difference):
+    grid = narrow.ours.rpn.anchors
+    cells = [grid.get_buffer(f"cell{level}") for level in range(len(grid.levels))]
+    boxes = [(cell[:, 2:] - cell[:, :2]).flip(1).tolist() for cell in cells]
+    config = with_changes({"rpn.anchor_sizes": None, "rpn.anchor_boxes": boxes})
+    found = narrow.found(small, narrow.with_settings(config))
+    for quantity, tolerance in TOLERANCE.items():
+        assert difference(found[quantity], narrow_expected[quantity]) <= tolerance, quantity
 
 
 def test_one_box_for_all_classes_equals_equal_boxes_for_each(narrow, small, difference):
