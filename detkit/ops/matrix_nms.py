@@ -4,7 +4,8 @@ The score of box j is multiplied by
 
     min over all better i of  f(iou_ij) / f(max over all better k of iou_ki)
 
-whose denominator says how likely i itself is suppressed. f(x) is 1 - x, or exp(-x^2 / sigma).
+and by no more than 1. The denominator says how likely i itself is suppressed. f(x) is 1 - x, or
+exp(-x^2 / sigma).
 Only pairs that overlap can lower a score, so the matrix of the name is never made. K boxes.
 """
 
