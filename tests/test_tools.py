@@ -382,6 +382,9 @@ def test_picture_of_another_size_is_one_line(
         ["test.tile=40", "test.tile_overlap=0.4", "test.tile_whole=true", "test.batch_size=3"],
         ["model.image_pyramid.scales=[1,1.5]", "model.image_pyramid.fusion.iou_threshold=0.4"],
         ["model.select.iou_threshold=0.2", "model.select.max_detections=5"],
+        ["model.select.nms=soft_gaussian", "model.select.sigma=0.3"],
+        ["test.flip=true", "test.fusion.nms=wbf", "test.fusion.iou_threshold=0.6"],
+        ["test.tile=40", "test.fusion.nms=nmm"],
     ],
 )
 def test_test_looks_as_it_is_told(
@@ -405,7 +408,7 @@ def test_test_of_several_checkpoints(
     arguments = ["test.weights=[2,1]", second, "test.fusion.iou_threshold=0.55"]
     done = command("test", checkpoint, *arguments)
     assert done.code == 0, done.err
-    assert f"{checkpoint} (weight 2), {second} (weight 1)" in done.err
+    assert f"fusing by wbf: {checkpoint} (weight 2), {second} (weight 1)" in done.err
     folder = tmp_path / "ensemble"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics.pop("checkpoints") == [str(checkpoint), str(second)]
@@ -451,6 +454,11 @@ def test_choose_thresholds_and_use_them(command: Any, checkpoint: Path, tmp_path
         ("test", ["BEST", "OTHER"], "OTHER knows the classes cat, dog, eel, BEST knows blue, gre"),
         ("test", ["BEST", "BEST"], "a checkpoint is named twice: BEST, BEST"),
         ("test", ["BEST", "flip"], "no checkpoint at flip"),
+        (
+            "test",
+            ["BEST", "test.fusion.nms=sft_linear"],
+            "BEST: test.fusion.nms: got 'sft_linear'; did you mean 'soft_linear'",
+        ),
         (
             "test",
             ["BEST", "test.weights=[1,2,3]"],

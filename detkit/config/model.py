@@ -291,11 +291,11 @@ SuppressionName = Literal[
 class FusionConfig(Section):
     """How the detections that several looks at a picture gave become one answer."""
 
-    nms: Literal["hard"] | None = None  # null: hard; for several checkpoints weighted boxes
+    nms: SuppressionName | None = None  # null: hard; for several checkpoints wbf
     iou_threshold: Fraction | None = None  # null: that of model.select
-    sigma: Positive = 0.5  # of the kinds that lower scores by a Gaussian
+    sigma: Positive = 0.5  # of the Gaussian ones; the smaller, the more a score falls
     class_agnostic: bool | None = None  # null: as model.select
-    score_threshold: Fraction = 1e-3  # what a kind lowers to less than this goes
+    score_threshold: Fraction = 1e-3  # only scores above it, before and after
     max_detections: PositiveInt | None = None  # null: that of model.select; for tiles no limit
 
 

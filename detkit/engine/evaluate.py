@@ -37,7 +37,7 @@ from detkit.structures import Batch, Detections
 
 logger = logging.getLogger(__name__)
 
-ENSEMBLE_NMS = "hard"
+ENSEMBLE_NMS = "wbf"  # the answers of several detectors confirm each other
 
 
 @dataclass(frozen=True)
