@@ -226,12 +226,13 @@ class _Forest:
         self.limit[nodes] = limit
 
     def join_small(self, edges: Edges, min_size: int) -> None:
-        """Join components below a size along the lightest edges, as the authors do afterwards."""
+        """Join components below a size along the lightest edges, as the authors' program does."""
         roots = self.roots()
         first, second = roots[edges.first], roots[edges.second]
         small = self.size < min_size
         between = np.flatnonzero((first != second) & (small[first] | small[second]))
         first, second = first[between], second[between]
+        # the others decide nothing: two components that an edge leaves apart are both large enough
         kept = _first_of_pairs(first, second, len(roots))
         nodes, ends = np.unique(np.concatenate([first[kept], second[kept]]), return_inverse=True)
         size, parent = self.size[nodes].tolist(), list(range(len(nodes)))
@@ -261,9 +262,6 @@ def _find(parent: list[int], node: int) -> int:
 
 
 def _first_of_pairs(first: Ints, second: Ints, pixels: int) -> NDArray[np.int64]:
-    """Positions of the edges that are the first between their components, ascending.
-
-    The others decide nothing: of two components that an edge did not join, one is complete.
-    """
+    """Positions of the edges that are the first between their components, ascending."""
     key = np.minimum(first, second).astype(np.int64) * pixels + np.maximum(first, second)
     return np.sort(np.unique(key, return_index=True)[1])
