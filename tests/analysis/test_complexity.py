@@ -204,6 +204,33 @@ def test_detector_counts_as_torch_does():
     assert sum(part.macs for part in parts) == run
 
 
+REGIONS = {"backbone": {"name": "resnet18", "width": 8, "out_indices": [2]}, "fpn": None}
+CROP = {"pool": "crop", "crop_size": 32, "context": 4, "hidden": 16, "max_regions": 12, "chunk": 5}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        REGIONS | {"proposals": "file", "roi": CROP},
+        REGIONS | {"proposals": "file", "roi": {"pool": "pool", "hidden": 16, "max_regions": 12}},
+        REGIONS | {"proposals": "grid", "grid": {"sizes": [20], "stride": 32}, "roi": CROP},
+        TINY | {"roi": TINY["roi"] | {"stages": 3}},
+    ],
+    ids=["rcnn", "fast", "grid of crops", "cascade"],
+)
+def test_other_rungs_count_as_torch_does(model):
+    """Crops are a pass of the backbone each; all heads of a cascade judge the last boxes."""
+    with torch.device("meta"):
+        parts = count_detector(create_detector(model, num_classes=3), (96, 128))
+    torch.manual_seed(0)
+    net = create_detector(model, num_classes=3).eval()
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in net.parameters())
+    images = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
+    boxes = torch.tensor([[3.0, 4, 50, 60]]).repeat(20, 1)
+    batch = Batch(images, ((96, 128),), ((96, 128),), proposals=(boxes,))
+    assert sum(part.macs for part in parts) == macs_by_torch(lambda: net.predict(batch))
+
+
 def test_second_stage_grows_with_its_proposals():
     with torch.device("meta"):
         few, many = (

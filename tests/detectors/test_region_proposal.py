@@ -477,6 +477,24 @@ def test_rung_learns_two_pictures_by_heart(rung, make_target):
         assert best.scores.min() > 0.5
 
 
+@pytest.mark.parametrize("rung", ["rcnn", "cascade"])
+def test_rung_starts_from_other_classes(rung, tmp_path, given):
+    """What names classes starts anew, in every stage; boxes that all classes share are kept."""
+    path = tmp_path / "two.pt"
+    torch.save(create_detector(RUNGS[rung], num_classes=2).state_dict(), path)
+    roi = {**RUNGS[rung]["roi"], "class_weights": [1.0, 1.0, 1.0, 0.5]}
+    config = {**RUNGS[rung], "weights": str(path), "roi": roi}
+    detector = create_detector(config, num_classes=3).train()
+    losses_of(detector, given).backward()
+    old, new = torch.load(path), detector.state_dict()
+    kept = {key for key, value in new.items() if torch.equal(old[key], value)}
+    assert "backbone.conv1.weight" in kept
+    for stage in [key.removesuffix("fc6.weight") for key in new if key.endswith("fc6.weight")]:
+        assert f"{stage}fc6.weight" in kept
+        assert f"{stage}cls_score.weight" not in kept
+        assert (f"{stage}bbox_pred.weight" in kept) == (rung == "cascade")
+
+
 def test_copy_of_rcnn_looks_with_its_own_backbone(given):
     """Its crops go through a backbone that is not a part of the second stage."""
     detector = rung_of("rcnn").eval()

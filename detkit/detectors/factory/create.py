@@ -106,11 +106,12 @@ class _Rows(NamedTuple):
 
 def _class_rows(config: ModelConfig) -> dict[str, _Rows]:
     """The weights whose size follows the number of classes: what differs between one and two."""
+    config = without_weights(config)
+    if config.roi is not None:  # weights of the loss are of one number of classes only
+        roi = config.roi.model_copy(update={"class_weights": None})
+        config = config.model_copy(update={"roi": roi})
     with torch.device("meta"):
-        one, two = (
-            _BUILDERS[config.detector](without_weights(config), count).state_dict()
-            for count in (1, 2)
-        )
+        one, two = (_BUILDERS[config.detector](config, count).state_dict() for count in (1, 2))
     return {
         key: _Rows(len(two[key]) - len(one[key]), 2 * len(one[key]) - len(two[key]))
         for key in one
