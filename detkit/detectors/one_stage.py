@@ -131,23 +131,16 @@ class OneStage(Detector):
         return self.head.loss(self.head(features), padded, batch)
 
     def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
-        """The best candidates of each level together, then the selection."""
+        """Select among the candidates of all levels."""
         padded = (batch.images.shape[-2], batch.images.shape[-1])
         levels = self.head.candidates(self.head(features), padded)
-        found = []
-        for image, (size, original) in enumerate(
-            zip(batch.sizes, batch.original_sizes, strict=True)
-        ):
-            best = [self._best(boxes[image], scores[image]) for boxes, scores in levels]
-            boxes, scores = (torch.cat(part) for part in zip(*best, strict=True))
-            found.append(self.selection(boxes[:, None], scores, size, original))
-        return found
-
-    def _best(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The best `pre_nms` pairs of box and class of a level; the other scores become 0."""
-        count = self.selection.pre_nms
-        if count is None or scores.numel() <= count:
-            return boxes, scores
-        best, index = scores.flatten().topk(count)
-        kept = torch.zeros_like(scores.flatten()).scatter_(0, index, best)
-        return boxes, kept.view_as(scores)
+        return [
+            self.selection.of_levels(
+                [(boxes[image, :, None], scores[image]) for boxes, scores in levels],
+                size,
+                original,
+            )
+            for image, (size, original) in enumerate(
+                zip(batch.sizes, batch.original_sizes, strict=True)
+            )
+        ]

@@ -52,7 +52,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou_threshold:
 
 
 def candidates(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, min_size: float = 0.0
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score_threshold: float,
+    min_size: float = 0.0,
+    limit: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From class scores of one image to single boxes: those with a chance to be reported.
 
@@ -61,12 +66,18 @@ def candidates(
         scores: `[N, C]`.
         score_threshold: only scores above it count.
         min_size: boxes with a side shorter than this many pixels are dropped.
+        limit: only the best so many are looked at; None for all.
 
     Returns:
         boxes `[K, 4]`, scores `[K]`, labels `[K]`, not sorted.
     """
-    row, label = (scores > score_threshold).nonzero(as_tuple=True)
-    scores = scores[row, label]
+    classes, scores = scores.shape[1], scores.flatten()
+    index = (scores > score_threshold).nonzero()[:, 0]
+    scores = scores[index]
+    if limit is not None and len(scores) > limit:
+        scores, best = scores.topk(limit)
+        index = index[best]
+    row, label = index // classes, index % classes
     boxes = boxes[row, label] if boxes.shape[1] > 1 else boxes[row, 0]
     sides = boxes[:, 2:] - boxes[:, :2]
     large = (sides >= min_size).all(dim=1) & box_area(boxes).isfinite()

@@ -224,14 +224,24 @@ class Selection:
             size: (height, width) of the image that the boxes are in; they are clipped to it.
             original: (height, width) of the image that is reported on.
         """
-        found = candidates(
-            clip_boxes(boxes, size),
-            scores,
-            score_threshold=self.score_threshold,
-            min_size=self.min_size,
-        )
+        return self.of_levels([(boxes, scores)], size, original)
+
+    def of_levels(
+        self, levels: Sequence[tuple[Tensor, Tensor]], size: Size, original: Size
+    ) -> Detections:
+        """The same from several levels, each with its boxes and scores."""
+        found = [
+            candidates(
+                clip_boxes(boxes, size),
+                scores,
+                score_threshold=self.score_threshold,
+                min_size=self.min_size,
+                limit=self.pre_nms,
+            )
+            for boxes, scores in levels
+        ]
         best = suppress(
-            Detections(*found),
+            Detections(*(torch.cat(part) for part in zip(*found, strict=True))),
             nms=self.nms,
             iou_threshold=self.iou_threshold,
             sigma=self.sigma,
