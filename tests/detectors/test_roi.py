@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -440,3 +442,16 @@ def test_ignored_regions_are_not_among_the_hardest(make_target):
     batch = Batch(picture, ((40, 40),), ((40, 40),), (crowd,))
     _, (drawn,) = hard_head(samples=4, iou=0.7).draw([picture], [boxes], batch)
     assert drawn.index[drawn.valid].tolist() == [2]
+
+
+def test_ignored_regions_suppress_none(make_target):
+    """The first overlaps the truth too much for background; the second learns, though near it."""
+    head = hard_head(samples=4, iou=0.7)
+    head.assigner = replace(head.assigner, negative_iou=0.4)
+    picture = torch.full((1, 1, 40, 40), 3.0)
+    boxes = torch.tensor([[0.0, 0, 10, 4.5], [0, 0, 10, 5.2]])
+    target = make_target(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]))
+    batch = Batch(picture, ((40, 40),), ((40, 40),), (target,))
+    _, (drawn,) = head.draw([picture], [boxes], batch)
+    assert sorted(drawn.index[drawn.valid].tolist()) == [1, 2]  # and the truth itself
+    assert drawn.positive[drawn.valid].all()
