@@ -68,7 +68,10 @@ class ImagePyramid(Detector):
 
     An object's size is the root of its box's area in pixels of the copy. In training, truths whose
     size is out of a copy's range are there like a crowd: nothing learns to find them, and what
-    lies in them does not count as background. At test, boxes out of the range are dropped.
+    lies in them does not count as background. At test, boxes out of the range are dropped. The price
+    is that parts of an object too large for a copy do not count as background there either (SNIP
+    spares only what overlaps the whole object). A detector with windows of one size needs no
+    ranges: the overlap with the window says already which copy an object belongs to.
 
     The loss is the mean of those of the copies, each weighing as much as it has images, under the
     detector's own names. All copies are in memory at once in training, one after the other in
@@ -82,7 +85,8 @@ class ImagePyramid(Detector):
         detector: looks at every copy.
         scales: factors on the size of the image as it stands in the batch, or `Octaves`.
         fuse: makes one answer of those from the copies of an image. Where there is but one copy, it
-            is not asked.
+            is not asked. Voting (wbf) lowers the score of what few copies show, so that it suits
+            copies that see the same objects, and not ranges.
         ranges: for each scale (or one for all) from which size on and up to which (not included) an
             object is this copy's; None: every copy is for all objects.
         flip: look at the mirror image of every copy, too, when predicting.

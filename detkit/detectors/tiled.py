@@ -65,7 +65,8 @@ class Tiled(Detector):
         tiling: where to cut, in pixels of the original picture.
         resize: (height, width) of a tile to those in which the detector gets it.
         batch_size: tiles that are looked at together.
-        fuse: makes one answer of all tiles' together and, where asked for, the whole picture's.
+        fuse: makes one answer of all tiles' together and, where asked for, the whole picture's. Of
+            the kinds that vote (wbf), these two are the voters.
         whole: look at the whole picture as well, resized by `resize`.
         divisor: sides are padded to a multiple of it.
     """
