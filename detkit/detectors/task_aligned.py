@@ -31,6 +31,7 @@ from detkit.ops import (
     cells_inside,
     distribution_expectation,
     distribution_focal_loss,
+    grid_points,
     pad_truths,
     quality_focal_loss,
 )
@@ -190,16 +191,11 @@ class TaskAlignedHead(DenseHead):
 
     def _cells(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Points `[N, 2]` (x, y) and strides `[N]` of the cells of all levels."""
-        device = maps[0].device
         points, strides = [], []
-        for level, feature in zip(self.levels, maps, strict=True):
-            height, width = feature.shape[-2:]
-            first = first_point(level)
-            y = torch.arange(height, device=device, dtype=torch.float32) * level.stride + first
-            x = torch.arange(width, device=device, dtype=torch.float32) * level.stride + first
-            y, x = torch.meshgrid(y, x, indexing="ij")
-            points.append(torch.stack([x, y], dim=2).view(-1, 2))  # [H*W, 2]
-            strides.append(torch.full((height * width,), float(level.stride), device=device))
+        for level, x in zip(self.levels, maps, strict=True):
+            shape, spacing = (x.shape[-2], x.shape[-1]), (level.stride, level.stride)
+            points.append(grid_points(shape, spacing, first=first_point(level), device=x.device))
+            strides.append(torch.full_like(points[-1][:, 0], level.stride))
         return torch.cat(points), torch.cat(strides)
 
     def loss(self, output: TaskAlignedOutput, padded: Size, batch: Batch) -> Losses:
