@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import Backbone, Classifier, FeatureInfo
-from detkit.detectors import RegionProposal, SlidingWindow
+from detkit.detectors import OneStage, RegionProposal, SlidingWindow
 from detkit.detectors.crop import RoICrop
 from detkit.detectors.roi import RegionPool
 from detkit.detectors.rpn import RPN
@@ -108,8 +108,8 @@ def count_network(
     return _count(net, run, (body.in_channels, *size), details=details)
 
 
-def count_detector(net: RegionProposal | SlidingWindow, size: Size) -> list[PartCost]:
-    """What each part of a detector costs: of one in two stages, or of sliding windows.
+def count_detector(net: RegionProposal | OneStage | SlidingWindow, size: Size) -> list[PartCost]:
+    """What each part of a detector costs: of one in two stages or in one, or of sliding windows.
 
     The second stage is counted with as many proposals as it may get; windows as they are judged in
     the mode of the detector, cut out or all in one pass.
@@ -124,6 +124,9 @@ def count_detector(net: RegionProposal | SlidingWindow, size: Size) -> list[Part
     if isinstance(net, SlidingWindow):
         channels = net.backbone.in_channels
         return _count(net, partial(_run_windows, net), (channels, *size), details=True)
+    if isinstance(net, OneStage):
+        channels = _backbone(net).in_channels
+        return _count(net, partial(_run_one_stage, net), (channels, *size), details=True)
     if not isinstance(net, RegionProposal):
         raise ValueError(f"parts of {type(net).__name__} are unknown; give a RegionProposal")
 
@@ -135,10 +138,7 @@ def count_detector(net: RegionProposal | SlidingWindow, size: Size) -> list[Part
         pool = net.roi_stages[0].pool
         if isinstance(pool, RoICrop):  # each region is a picture of its own
             images = images.new_empty(regions, body.in_channels, pool.size, pool.size)
-        maps = _run_backbone(body, images, meter)
-        if net.neck is not None:
-            with meter.part("neck", net.neck) as record:
-                maps = record(net.neck(maps))
+        maps = _run_neck(net.neck, _run_backbone(body, images, meter), meter)
         if isinstance(net.rpn, RPN):
             with meter.part("rpn", net.rpn) as record:
                 record(net.rpn.head(maps))
@@ -146,6 +146,25 @@ def count_detector(net: RegionProposal | SlidingWindow, size: Size) -> list[Part
             record(_run_stages(net, maps, regions))
 
     return _count(net, run, (body.in_channels, *size), details=True)
+
+
+def _run_one_stage(net: OneStage, images: Tensor, meter: _Meter) -> None:
+    maps = _run_neck(net.neck, _run_backbone(_backbone(net), images, meter), meter)
+    with meter.part("head", net.head) as record:
+        record(net.head(maps).logits)  # what it says of the boxes has as many cells
+
+
+def _backbone(net: OneStage) -> Backbone:
+    assert isinstance(net.backbone, Backbone)
+    return net.backbone
+
+
+def _run_neck(neck: nn.Module | None, maps: list[Tensor], meter: _Meter) -> list[Tensor]:
+    if neck is None:
+        return maps
+    with meter.part("neck", neck) as record:
+        maps = record(neck(maps))
+    return maps
 
 
 def _run_windows(net: SlidingWindow, images: Tensor, meter: _Meter) -> None:

@@ -26,7 +26,7 @@ from detkit.analysis.speed import (
 )
 from detkit.analysis.subject import Subject, backbone_of, published_size
 from detkit.backbones import Backbone, Classifier, FeatureInfo, list_backbones
-from detkit.detectors import RegionProposal, SlidingWindow
+from detkit.detectors import OneStage, RegionProposal, SlidingWindow
 
 _FIELD_NOTE = (
     "receptive field: side in pixels of the square that one cell depends on; centre: pixel, "
@@ -64,6 +64,9 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
             f"{subject.num_classes} classes; roi: {testing} regions of an image, "
             f"its activations with the {training} of training"
         )
+    elif isinstance(net, OneStage):
+        parts = count_detector(net, subject.size)
+        notes.append(f"{subject.num_classes} classes; of the head's output the class logits")
     elif isinstance(net, SlidingWindow):
         parts = count_detector(net, subject.size)
         notes.append(
@@ -75,7 +78,7 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
         if isinstance(net, Backbone):
             notes.append(_FOREIGN_NOTE)
     else:
-        raise ValueError(f"parts of {type(net).__name__} are unknown; give a recipe of two stages")
+        raise ValueError(f"parts of {type(net).__name__} are unknown; give a backbone or a recipe")
     if any(attends(module) for module in backbone_of(net).modules()):
         notes.append(_ATTENTION_NOTE)
     height, width = subject.size

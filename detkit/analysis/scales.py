@@ -6,7 +6,7 @@ G truths of a data set, N images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -15,8 +15,9 @@ from detkit.backbones import FeatureInfo
 from detkit.config import ResizeConfig
 from detkit.data import CocoDataset, coco_ground_truth, resized_shape
 from detkit.data.dataset import clip_truth
-from detkit.detectors import RegionProposal
-from detkit.detectors.rpn import RPN
+from detkit.detectors import OneStage, RegionProposal
+from detkit.detectors.base import MapGeometry
+from detkit.detectors.rpn import RPN, AnchorGrid
 
 
 @dataclass(frozen=True)
@@ -73,23 +74,30 @@ def _share(chosen: np.ndarray) -> float:
 
 
 def levels_of(maps: Sequence[FeatureInfo], net: nn.Module | None = None) -> tuple[Level, ...]:
-    """Describe the maps of a backbone, with the anchors of a detector that has some."""
+    """Describe the maps of a backbone, with the levels and anchors of a detector that has some."""
     levels = [Level(info.name, info.stride, info.receptive_field) for info in maps]
-    if not (isinstance(net, RegionProposal) and isinstance(net.rpn, RPN)):
-        return tuple(levels)
-    grid = net.rpn.anchors
-    described = []
-    for index, geometry in enumerate(grid.levels):
-        cell = grid.get_buffer(f"cell{index}")  # [A, 4]
-        areas = (cell[:, 2:] - cell[:, :2]).prod(dim=1)
-        anchors = tuple(sorted({round(side) for side in areas.sqrt().tolist()}))
-        if index < len(levels):
-            known = levels[index]
-            described.append(Level(known.name, known.stride, known.receptive_field, anchors))
-        else:  # the pyramid's own
-            name = f"P{geometry.stride.bit_length() - 1}"
-            described.append(Level(name, geometry.stride, None, anchors))
-    return tuple(described)
+    geometry, grid = _pyramid_of(net)
+    for index, each in enumerate(geometry):
+        if index >= len(levels):  # the pyramid's own
+            levels.append(Level(f"P{each.stride.bit_length() - 1}", each.stride, None))
+        if grid is not None:
+            levels[index] = replace(levels[index], anchors=_anchor_sides(grid, index))
+    return tuple(levels)
+
+
+def _pyramid_of(net: nn.Module | None) -> tuple[Sequence[MapGeometry], AnchorGrid | None]:
+    """Where the cells are that a detector judges; not every detector has anchors there."""
+    if isinstance(net, RegionProposal) and isinstance(net.rpn, RPN):
+        return net.rpn.anchors.levels, net.rpn.anchors
+    if isinstance(net, OneStage):
+        return net.head.levels, getattr(net.head, "anchors", None)
+    return (), None
+
+
+def _anchor_sides(grid: AnchorGrid, level: int) -> tuple[int, ...]:
+    cell = grid.get_buffer(f"cell{level}")  # [A, 4]
+    areas = (cell[:, 2:] - cell[:, :2]).prod(dim=1)
+    return tuple(sorted({round(side) for side in areas.sqrt().tolist()}))
 
 
 def box_sides(dataset: CocoDataset, resize: ResizeConfig) -> np.ndarray:

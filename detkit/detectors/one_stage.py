@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.detectors.base import Detector, Losses, at_least_float32
+from detkit.detectors.base import Detector, Losses, MapGeometry, at_least_float32
 from detkit.ops import Selection
 from detkit.ops.matching import Match
 from detkit.structures import Batch, Detections, Size, Target
@@ -77,7 +77,15 @@ def class_losses(
 
 
 class DenseHead(nn.Module):
-    """What a head of a one-stage detector does; what `forward` returns is its own affair."""
+    """What a head of a one-stage detector does.
+
+    What `forward` returns is its own affair, but that it has `logits`.
+
+    Attributes:
+        levels: where the cells of each level are.
+    """
+
+    levels: tuple[MapGeometry, ...]
 
     def forward(self, maps: list[Tensor]) -> Any:
         """Raw output of all levels from maps `[B, D, H, W]`, finest first."""

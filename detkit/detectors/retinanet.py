@@ -61,6 +61,7 @@ class RetinaNetHead(DenseHead):
         self.cls_logits = last_conv(channels, anchors.num_anchors * num_classes, prior=prior)
         self.bbox_pred = last_conv(channels, anchors.num_anchors * 4)
         self.anchors = anchors
+        self.levels = anchors.levels
         self.match = match
         self.focal_loss = focal_loss
         self.box_loss = box_loss

@@ -231,6 +231,35 @@ def test_other_rungs_count_as_torch_does(model):
     assert sum(part.macs for part in parts) == macs_by_torch(lambda: net.predict(batch))
 
 
+@pytest.mark.parametrize("neck", [{"channels": 16}, None])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "task_aligned"])
+def test_detector_in_one_stage_counts_as_torch_does(detector, neck):
+    model = {"detector": detector, "backbone": {"name": "resnet18", "width": 8}, "fpn": neck}
+    with torch.device("meta"):
+        parts = count_detector(create_detector(model, num_classes=3), (96, 128))
+    assert [part.name for part in parts[-3:]][neck is None :] == (
+        ["layer4", "head"] if neck is None else ["layer4", "neck", "head"]
+    )
+    net = create_detector(model, num_classes=3).eval()
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in net.parameters())
+    images = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
+    batch = Batch(images, ((96, 128),), ((96, 128),))
+    assert sum(part.macs for part in parts) == macs_by_torch(lambda: net.predict(batch))
+    assert all(part.activation_bytes > 0 for part in parts)
+
+
+def test_head_of_a_retinanet_by_hand(meta):
+    """Two towers of one convolution on maps of 12x16 and 6x8 cells."""
+    backbone = {"name": "resnet18", "width": 8, "out_indices": [2, 3]}
+    model = {"detector": "retinanet", "backbone": backbone, "fpn": {"channels": 4, "extra": None}}
+    net = create_detector({**model, "retinanet": {"convs": 1}}, num_classes=5)
+    head = count_detector(net, (96, 128))[-1]
+    assert head.shapes == ((9 * 5, 12, 16), (9 * 5, 6, 8))
+    rows = 2 * 4 + 9 * 5 + 9 * 4
+    assert head.parameters == rows * (4 * 9 + 1)
+    assert head.macs == rows * 4 * 9 * (12 * 16 + 6 * 8)
+
+
 def test_second_stage_grows_with_its_proposals():
     with torch.device("meta"):
         few, many = (

@@ -78,6 +78,38 @@ def test_levels_of_a_detector_have_its_anchors():
     )
 
 
+def test_levels_of_a_detector_in_one_stage():
+    model = {
+        "detector": "retinanet",
+        "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
+        "fpn": {"channels": 8, "extra": "p6p7"},
+        "retinanet": {"octave_scales": 2, "aspect_ratios": [1.0]},
+    }
+    net = create_detector(model, num_classes=2)
+    assert levels_of(net.backbone.feature_info, net) == (
+        # 4 * 8 * sqrt(2) = 45.3, rounded to 45 and, from the centre on, to 22
+        Level("layer2", 8, 99, (32, 44)),
+        Level("layer3", 16, 211, (64, 90)),
+        Level("P5", 32, None, (128, 180)),
+        Level("P6", 64, None, (256, 362)),
+    )
+
+
+@pytest.mark.parametrize("detector", ["fcos", "task_aligned"])
+def test_levels_of_a_detector_without_anchors(detector):
+    model = {
+        "detector": detector,
+        "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
+        "fpn": {"channels": 8, "extra": "p6p7"},
+    }
+    net = create_detector(model, num_classes=2)
+    levels = levels_of(net.backbone.feature_info, net)
+    assert [level.name for level in levels] == ["layer2", "layer3", "P5", "P6"]
+    assert [level.stride for level in levels] == [8, 16, 32, 64]
+    assert all(level.anchors == () for level in levels)
+    assert plot_scales(Scales(levels), "no anchors").axes
+
+
 def texts(figure) -> str:
     words = [text for axes in figure.axes for text in (*axes.texts, axes.title)]
     return "\n".join(each.get_text() for each in words)
