@@ -68,9 +68,9 @@ class ImagePyramid(Detector):
 
     An object's size is the root of its box's area in pixels of the copy. In training, truths whose
     size is out of a copy's range are there like a crowd: nothing learns to find them, and what
-    lies in them does not count as background. At test, boxes out of the range are dropped. The price
-    is that parts of an object too large for a copy do not count as background there either (SNIP
-    spares only what overlaps the whole object). A detector with windows of one size needs no
+    lies in them does not count as background. At test, boxes out of the range are dropped. The
+    price: parts of an object too large for a copy do not count as background there either, where
+    SNIP spares only what overlaps the whole object. A detector with windows of one size needs no
     ranges: the overlap with the window says already which copy an object belongs to.
 
     The loss is the mean of those of the copies, each weighing as much as it has images, under the

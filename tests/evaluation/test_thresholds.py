@@ -107,6 +107,14 @@ def test_equal_scores_stand_or_fall_together() -> None:
     assert chosen.cost == pytest.approx(3.5 / 4)
 
 
+def test_costs_that_differ_by_rounding_are_equal() -> None:
+    """Three alarms at 1 and a miss at 3: as sums over 5 images they differ in the last bit."""
+    found = {(i, 0): [(0.9 - i / 10, ALARM)] for i in (1, 2, 3)} | {(0, 0): [(0.5, HIT)]}
+    evaluator = evaluator_of(found, [(0, 0)], images=5)
+    assert choose_thresholds(evaluator, prices(1, 3))[0].threshold == 1.0
+    assert choose_thresholds(evaluator, prices(1, 3.001))[0].threshold == 0.5
+
+
 def test_overlap_that_makes_a_hit() -> None:
     evaluator = evaluator_of({(0, 0): [(0.9, NEAR)]}, [(0, 0)])
     assert choose_thresholds(evaluator, prices())[0].threshold == 0.9
