@@ -284,7 +284,7 @@ class SlidingWindow(Detector):
         return self.learning.box_loss(own, windows, goals, self.learning.box_weights)
 
     def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
-        """Score every window, move it to its object, select."""
+        """Score every window, move it to its object, select; each size of windows is a level."""
         judged = self.judge(features[0], batch.sizes)
         found = []
         for (logits, offsets), size, original in zip(
@@ -293,7 +293,9 @@ class SlidingWindow(Detector):
             windows = self._windows(features[0], size)
             boxes = decode(offsets, windows[:, None], weights=self.learning.box_weights)
             scores = logits.softmax(dim=1)[:, :-1]  # [N, C], background dropped
-            found.append(self.selection(boxes, scores, size, original))
+            counts = [rows * columns for rows, columns in self.grid.all_counts(size)]
+            levels = list(zip(boxes.split(counts), scores.split(counts), strict=True))
+            found.append(self.selection.of_levels(levels, size, original))
         return found
 
 

@@ -54,6 +54,10 @@ class WindowGrid:
         )
         return rows, columns
 
+    def all_counts(self, image: Size) -> list[tuple[int, int]]:
+        """The same of every size."""
+        return [self.counts(size, image) for size in self.sizes]
+
     def spans(self, counts: tuple[int, int]) -> Size:
         """Pixels of the classifier's input that so many rows and columns of windows cover."""
         height, width = (

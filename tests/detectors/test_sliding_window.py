@@ -196,7 +196,7 @@ def test_jittered_boxes_are_near():
         {"stride": 4},  # the network's own
         {"stride": 8},
         {"stride": 2, "sizes": [[48, 60]]},  # the last pool at two offsets
-        {"stride": 1, "sizes": [[64, 80]]},  # both pools
+        {"stride": 1, "sizes": [[50, 56]]},  # both pools
         {"stride": 4, "sizes": [[32, 32], [48, 40], [25, 60], [64, 33], [120, 16]]},
         {"stride": 2, "sizes": [[40, 60], [50, 40]], "input_size": [36, 44]},
         {"stride": 4, "input_size": [48, 40], "pooled": True, "hidden": 0},
@@ -478,6 +478,16 @@ def test_nothing_found(batch):
     for mode in ("crop", "dense"):
         for found in detector_of(threshold=1.0, stride=4, mode=mode).predict(batch):
             assert found.boxes.shape == (0, 4)
+
+
+def test_each_size_is_a_level_of_its_own(batch):
+    """Of the best candidate of each size alone nothing else is looked at."""
+    detector = detector_of(stride=8, sizes=[[32, 32], [64, 48]], box_regression=False)
+    detector.selection = replace(detector.selection, pre_nms=1, nms="none")
+    for found in detector.predict(batch):
+        assert len(found) == 2
+        wide = found.boxes[:, 3] - found.boxes[:, 1] > 32
+        assert wide.sum() == 1
 
 
 def test_autocast_is_close(batch):
