@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.models import get_model
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 import detkit
@@ -285,6 +286,23 @@ def test_published_model_has_the_ids_and_names_of_coco(
     )
     predictor(pictures[1])
     assert sizes == [((800, 1280),)]  # 50 x 80: shortest 800, longest at most 1333
+
+
+@pytest.mark.parametrize(
+    ("name", "anchors"), [("retinanet_resnet50_fpn_v2", 9), ("fcos_resnet50_fpn", 1)]
+)
+def test_published_model_of_one_stage(
+    name: str, anchors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class that nothing ever is goes, so that labels mean what they mean in the others."""
+    state = get_model(name, weights=None, weights_backbone=None).state_dict()
+    monkeypatch.setattr(predictor_module, "read_weights", lambda model, weights: state)
+    predictor = load(name, weights="coco", device="cpu")
+    assert predictor.category_ids == tuple(range(1, 91))
+    assert predictor.class_names[0] == "person"
+    given = state["head.classification_head.cls_logits.weight"].view(anchors, 91, 256, 3, 3)
+    own = predictor.detector.state_dict()["head.cls_logits.weight"]
+    assert torch.equal(own.view(anchors, 90, 256, 3, 3), given[:, 1:])
 
 
 def test_published_model_refuses_weights_for_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
