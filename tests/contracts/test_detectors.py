@@ -22,7 +22,7 @@ FEW = {"pre_nms_train": 50, "post_nms_train": 20, "pre_nms_test": 50, "post_nms_
 LADDER: dict[str, dict[str, Any]] = {
     "window_crop": {"detector": "sliding_window", "sliding_window": {"mode": "crop"}},
     "window_dense": {"detector": "sliding_window", "sliding_window": {"mode": "dense"}},
-    "rcnn": {"proposals": "file", "fpn": None, "roi": {**ROI, "pool": "crop"}},
+    "rcnn": {"proposals": "file", "fpn": None, "roi": {**ROI, "pool": "crop", "crop_size": 64}},
     "fast_rcnn": {"proposals": "file", "fpn": None, "roi": {**ROI, "pool": "pool"}},
     "faster_rcnn": {"fpn": None, "rpn": FEW, "roi": ROI},
     "faster_rcnn_fpn": {"fpn": {"channels": 8}, "rpn": FEW, "roi": ROI},
@@ -44,7 +44,7 @@ LADDER: dict[str, dict[str, Any]] = {
 }
 BACKBONES: dict[str, dict[str, Any]] = {
     "lenet5": {},
-    "vgg11": {"width": 8},
+    "vgg11": {},
     "googlenet": {},
     "resnet18": {"width": 8},
 }
