@@ -7,6 +7,8 @@ done yet, measures how long a picture takes, and gives the table.
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ import torch
 
 from detkit.config import ConfigError, load_recipe
 from detkit.engine.checkpoint import load_checkpoint
+from detkit.engine.evaluate import source_to_test
 from detkit.engine.latency import interleaved_latencies
+from detkit.engine.proposals import picture_proposals
 from detkit.engine.trials import (
+    PICTURES,
     Datasets,
     Trial,
     check_earlier,
@@ -43,7 +48,7 @@ class Rung:
         parameters: of the detector.
         metrics: on the test data, by the names of `METRICS`; -1 where there are no such truths.
         training_seconds: None where it is not known.
-        picture_seconds: median time for one picture.
+        picture_seconds: median time for one picture, with its selective search where it has one.
     """
 
     name: str
@@ -144,10 +149,25 @@ def _measure(
             parameters=parameters[trial.recipe.name],
             metrics=_metrics(trial),
             training_seconds=load_checkpoint(trial.folder / "last.pt").seconds,
-            picture_seconds=latency.milliseconds / 1000,
+            picture_seconds=latency.milliseconds / 1000 + _search_seconds(trial, datasets),
         )
         for trial, latency in zip(trials, latencies, strict=True)
     )
+
+
+def _search_seconds(trial: Trial, datasets: Datasets) -> float:
+    """Median time of looking for the proposals of a picture, which come with the batches."""
+    find = picture_proposals(trial.recipe.model)
+    if find is None or trial.recipe.model.proposals == "file":
+        return 0.0
+    dataset = datasets.read(source_to_test(trial.recipe), "test")
+    times = []
+    for index in range(min(PICTURES, len(dataset))):
+        image = dataset[index].image
+        start = time.perf_counter()
+        find(image)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _metrics(trial: Trial) -> dict[str, float]:
@@ -164,6 +184,8 @@ def _notes(trials: Sequence[Trial], done: Sequence[Trial], device: torch.device)
     notes = [
         f"Time for one picture, prepared for the network: median over {ROUNDS} rounds in which all "
         f"detectors take turns, batch 1, {where}, torch {torch.__version__}.",
+        "It includes the selective search of R-CNN and Fast R-CNN; their training time does not, as "
+        "the search is done once for all trainings and kept on disk.",
         "AP of small, medium and large objects: areas below 32 x 32, up to 96 x 96 and above, in "
         "pixels of the original picture.",
     ]
