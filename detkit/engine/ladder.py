@@ -184,8 +184,8 @@ def _notes(trials: Sequence[Trial], done: Sequence[Trial], device: torch.device)
     notes = [
         f"Time for one picture, prepared for the network: median over {ROUNDS} rounds in which all "
         f"detectors take turns, batch 1, {where}, torch {torch.__version__}.",
-        "It includes the selective search of R-CNN and Fast R-CNN; their training time does not, as "
-        "the search is done once for all trainings and kept on disk.",
+        "It includes the selective search of R-CNN and Fast R-CNN; their training time does not, "
+        "as the search is done once for all trainings and kept on disk.",
         "AP of small, medium and large objects: areas below 32 x 32, up to 96 x 96 and above, in "
         "pixels of the original picture.",
     ]
