@@ -756,7 +756,7 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
     if [x.shape for x in found] != [x.shape for x in expected]:
         return math.inf
     pairs = zip(found, expected, strict=True)
-    return max((float((f - e).abs().max()) for f, e in pairs if f.numel()), default=0.0)
+    return max((float((f - e).detach().abs().max()) for f, e in pairs if f.numel()), default=0.0)
 
 
 def _config(**sections: object) -> ModelConfig:
