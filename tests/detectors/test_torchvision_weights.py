@@ -24,9 +24,8 @@ from detkit.detectors.torchvision_weights import (
 )
 
 PUBLISHED_FILE = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
-# As torchvision publishes them, all and those that learn with three stages of the backbone (the
-# latter as counted in torchvision's models of frozen norms; of the second versions, which are not
-# published so, not known); and what of it ours leave out of the first of 91 classes
+# Parameters of torchvision's models of 91 classes: all; those that learn with three stages of the
+# backbone (None: no number to compare with); and those of the first class, which ours leave out
 PARAMETERS = {
     "fasterrcnn_resnet50_fpn": (41_755_286, 41_532_886, 4 * (1024 + 1)),
     "fasterrcnn_resnet50_fpn_v2": (43_712_278, None, 4 * (1024 + 1)),
