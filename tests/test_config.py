@@ -110,6 +110,24 @@ def refused(path: Path, *overrides: str) -> str:
         ("data: {resize: {shortest: null, longest: null}}", "data.resize: got {'shortest': None,"),
         ("name: a/b", "name 'a/b' becomes a folder: use letters, digits, '.', '-', '_'"),
         ("name: ..", "name '..' becomes a folder: use letters, digits, '.', '-', '_'"),
+        (
+            "model: {roi: {focal_gamma: 0.5}}",
+            "model.roi.focal_gamma: got 0.5; gamma of a focal loss is 0 (cross entropy) or at leas",
+        ),
+        (
+            "model: {rpn: {positive_iou: 0.2}}",
+            "model.rpn: got {'positive_iou': 0.2}; positive_iou 0.2 is below negative_iou 0.3, and",
+        ),
+        ("model: {roi: {positive_iou: 0.4}}", "model.roi: got {'positive_iou': 0.4}; positive_iou"),
+        (
+            "model: {detector: retinanet, retinanet: {negative_iou: 0.6}}",
+            "model.retinanet: got {'negative_iou': 0.6}; positive_iou 0.5 is below negative_iou",
+        ),
+        (
+            "model: {detector: sliding_window, sliding_window: {positive_iou: 0.3}}",
+            "model.sliding_window: got {'positive_iou': 0.3}; positive_iou 0.3 is below negative_i",
+        ),
+        ("test: {tile_whole: true}", "test: got {'tile_whole': True}; tile_whole is about tiles"),
         # wrong choices
         (
             "train: {optimizer: {name: adam}}",
@@ -427,6 +445,10 @@ def test_a_resolved_recipe_is_read_as_the_same(detector, tmp_path):
         (
             {"proposals": "grid", "rpn": {}},
             "region_proposal with proposals=grid has no section 'rpn'",
+        ),
+        (
+            {"proposals": "file", "fpn": {"extra": "p6p7"}},
+            "p6p7 learns two levels that only proposals=rpn looks at; leave it out",
         ),
     ],
 )

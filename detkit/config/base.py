@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -13,6 +13,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+
+
+def _check_focusing(gamma: float) -> float:
+    if 0 < gamma < 1:
+        raise ValueError(
+            "gamma of a focal loss is 0 (cross entropy) or at least 1: between, "
+            "what is surely right has no finite gradient"
+        )
+    return gamma
+
+
+Focusing = Annotated[NonNegative, AfterValidator(_check_focusing)]
 
 
 class ConfigError(ValueError):

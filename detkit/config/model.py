@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from detkit.config.base import (
+    Focusing,
     Fraction,
     NonNegative,
     NonNegativeInt,
@@ -59,6 +60,15 @@ class FPNConfig(Section):
     norm: Literal["batch", "group"] | None = None
 
 
+def check_ious(positive: float, negative: float) -> None:
+    """Raise where an overlap would be that of an object and of background alike."""
+    if positive < negative:
+        raise ValueError(
+            f"positive_iou {positive:g} is below negative_iou {negative:g}, and what overlaps by "
+            "something between would be an object and background; lower negative_iou, too"
+        )
+
+
 class RPNConfig(Section):
     """Region proposal network."""
 
@@ -83,7 +93,8 @@ class RPNConfig(Section):
     smooth_l1_beta: NonNegative = 1 / 9
 
     @model_validator(mode="after")
-    def _sizes_or_boxes(self) -> RPNConfig:
+    def _fits_together(self) -> RPNConfig:
+        check_ious(self.positive_iou, self.negative_iou)
         if self.anchor_boxes is not None and self.anchor_sizes is not None:
             raise ValueError("anchor_boxes and anchor_sizes exclude each other; set one to null")
         return self
@@ -146,7 +157,7 @@ class RoIConfig(Section):
     samples: PositiveInt = 512
     positive_fraction: Fraction = 0.25
     class_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
-    focal_gamma: NonNegative = 2.0
+    focal_gamma: Focusing = 2.0
     label_smoothing: Fraction = 0.0
     class_weights: tuple[NonNegative, ...] | None = None  # of the class loss, background last
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
@@ -162,6 +173,7 @@ class RoIConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RoIConfig:
+        check_ious(self.positive_iou, self.negative_iou)
         if self.pool == "crop":
             self._default("resolution", None)
             self._default("sampling_ratio", 0)
@@ -225,6 +237,11 @@ class SlidingWindowConfig(Section):
     box_loss_weight: NonNegative = 1.0
     smooth_l1_beta: NonNegative = 1 / 9
 
+    @model_validator(mode="after")
+    def _overlaps_fit(self) -> SlidingWindowConfig:
+        check_ious(self.positive_iou, self.negative_iou)
+        return self
+
 
 class RetinaNetConfig(Section):
     """Anchors on a pyramid, judged at once, with the focal loss."""
@@ -239,10 +256,15 @@ class RetinaNetConfig(Section):
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.4
     focal_alpha: Fraction = 0.25
-    focal_gamma: NonNegative = 2.0
+    focal_gamma: Focusing = 2.0
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     box_loss_weight: NonNegative = 1.0
     smooth_l1_beta: NonNegative = 0.0  # 0: L1
+
+    @model_validator(mode="after")
+    def _overlaps_fit(self) -> RetinaNetConfig:
+        check_ious(self.positive_iou, self.negative_iou)
+        return self
 
 
 class FCOSConfig(Section):
@@ -255,7 +277,7 @@ class FCOSConfig(Section):
     norm: Literal["batch", "group"] | None = "group"  # of these
     prior: OpenFraction = 0.01  # probability that the untrained head gives each class
     focal_alpha: Fraction = 0.25
-    focal_gamma: NonNegative = 2.0
+    focal_gamma: Focusing = 2.0
 
 
 class TaskAlignedConfig(Section):
@@ -264,7 +286,9 @@ class TaskAlignedConfig(Section):
     channels: PositiveInt | None = None  # of the towers; null: of the maps
     convs: NonNegativeInt = 2  # of each tower
     norm: Literal["batch", "group"] = "batch"
-    bins: Annotated[int, Field(ge=2)] = 17  # sides are at most bins - 1 strides from their cell
+    # sides are at most bins - 1 strides from their cell: of stride 32 no box is larger than 1024
+    # pixels, and images with larger objects need fpn.extra (stride 64) or more bins
+    bins: Annotated[int, Field(ge=2)] = 17
     top_k: PositiveInt = 13  # cells that learn from an object at most
     alpha: NonNegative = 1.0  # weight of the score in the choice of these cells
     beta: NonNegative = 6.0  # weight of the overlap in it
@@ -436,6 +460,11 @@ class ModelConfig(Section):
             raise ValueError(f"{self.detector} has no proposals: {self.proposals!r}; leave it out")
         self._fill("proposals", self.proposals or "rpn")
         sections -= {"rpn", "selective_search", "grid"} - {str(self.proposals)}
+        if self.proposals != "rpn" and self.fpn is not None and self.fpn.extra == "p6p7":
+            raise ValueError(
+                "fpn.extra=p6p7 learns two levels that only proposals=rpn looks at; leave it out "
+                f"with proposals={self.proposals}"
+            )
         if self.roi is not None and self.roi.pool == "crop":
             sections.remove("fpn")  # the backbone sees regions, and its last map is used
             if self.proposals == "rpn":

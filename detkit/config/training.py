@@ -95,6 +95,12 @@ class TestConfig(Section):
     thresholds: Thresholds = None
 
     @model_validator(mode="after")
-    def _a_range_for_each_scale(self) -> TestConfig:
+    def _fits_together(self) -> TestConfig:
         check_ranges(self.ranges, self.scales)
+        if self.tile_whole and self.tile is None:
+            raise ValueError("tile_whole is about tiles, of which there are none; set test.tile")
         return self
+
+    def looks_often(self) -> bool:
+        """Whether a picture is looked at more than once, so that `fusion` has work to do."""
+        return len(self.scales) > 1 or self.flip or self.tile is not None

@@ -44,7 +44,9 @@ from detkit.structures import Batch, Detections, Size, Target
 Mode = Literal["crop", "dense"]
 Module = Callable[[Tensor], Tensor]
 
-AT_ONCE = 1024  # windows that go through the network together in mode "crop"
+# How much goes through the network together in mode "crop"
+AT_ONCE = 1024  # windows
+PIXELS_AT_ONCE = 1024 * 64 * 64  # of the classifier's input
 GREY = (0.299, 0.587, 0.114)  # of R, G and B in the brightness
 
 
@@ -176,7 +178,7 @@ class SlidingWindow(Detector):
         windows = [self._windows(images, size) for size in sizes]
         parts = [
             self.classify(cut_windows(images, regions, self.grid.input_size))
-            for regions in with_image(windows).split(AT_ONCE)
+            for regions in with_image(windows).split(self._at_once())
         ]
         joined = (torch.cat(part) for part in zip(*parts, strict=True))
         split = (part.split([len(each) for each in windows]) for part in joined)
@@ -201,6 +203,11 @@ class SlidingWindow(Detector):
                 own = (part[image, :rows, :columns].flatten(0, 1) for part in parts)
                 found[image].append(Judged(*own))
         return [Judged(*(torch.cat(part) for part in zip(*each, strict=True))) for each in found]
+
+    def _at_once(self) -> int:
+        """Windows that fit into memory together whatever their size, at least one."""
+        height, width = self.grid.input_size
+        return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
     def _windows(self, images: Tensor, size: Size) -> Tensor:
         return self.grid.boxes(size, device=images.device, dtype=images.dtype)
@@ -252,7 +259,7 @@ class SlidingWindow(Detector):
             logits = torch.cat(
                 [
                     self.classify(cut_windows(images, part, self.grid.input_size)).logits
-                    for part in regions.split(AT_ONCE)
+                    for part in regions.split(self._at_once())
                 ]
             )
         loss = cross_entropy(logits, truth.labels)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from detkit.config import ConfigError, Recipe, Source
+from detkit.config import ConfigError, FusionConfig, Recipe, Source
 from detkit.data import CocoDataset, coco_ground_truth
 from detkit.detectors import Detector
 from detkit.detectors.factory import build_fuse
@@ -289,6 +289,11 @@ def _ensemble_fuse(members: Mapping[str, Checkpoint]) -> Fuse | None:
             f"{'s' if others else ''}; give one each"
         )
     if not others:
+        if test.fusion != FusionConfig() and not test.looks_often() and distributed.is_main():
+            logger.warning(
+                "test.fusion joins what several looks or checkpoints find, and there is only one; "
+                "how its boxes suppress each other is said by model.select.nms and its neighbours"
+            )
         return None
     fusion = test.fusion.model_copy(update={"nms": test.fusion.nms or ENSEMBLE_NMS})
     if distributed.is_main():

@@ -82,9 +82,8 @@ def proposal_recall(
         )
     settings = CocoSettings.of(None, {"all": AREA_RANGES["all"]}, limits)
     image, boxes, _ = _flatten(truths)
-    flat_truths = FlatTruths.of(
-        image, np.zeros_like(image), boxes, crowd=None if crowd is None else np.concatenate(crowd)
-    )
+    crowds = None if crowd is None else np.concatenate([np.zeros(0, bool), *crowd])
+    flat_truths = FlatTruths.of(image, np.zeros_like(image), boxes, crowd=crowds)
     image, boxes, place = _flatten(proposals)
     found = FlatDetections(image, np.zeros_like(image), boxes, -place.astype(np.float64))
     arrays = evaluate_arrays(flat_truths, found, num_categories=1, settings=settings)

@@ -42,7 +42,15 @@ def match(
         negative_iou: less than this overlap is background; between the two is ignored.
         allow_low_quality: also take the best anchors of every truth, however low their overlap.
         crowd_overlap: see `crowd`.
+
+    Raises:
+        ValueError: `positive_iou` is below `negative_iou`.
     """
+    if positive_iou < negative_iou:
+        raise ValueError(
+            f"positive_iou {positive_iou} is below negative_iou {negative_iou}: what overlaps by "
+            "something between would be an object and background; lower negative_iou"
+        )
     if len(truths) == 0:
         nothing = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
         return Match(nothing.long(), nothing, ~nothing)

@@ -81,6 +81,7 @@ def candidates(
     boxes = boxes[row, label] if boxes.shape[1] > 1 else boxes[row, 0]
     sides = boxes[:, 2:] - boxes[:, :2]
     large = (sides >= min_size).all(dim=1) & box_area(boxes).isfinite()
+    large = large.nonzero()[:, 0]  # indexing by a mask would look for them three times
     return boxes[large], scores[large], label[large]
 
 

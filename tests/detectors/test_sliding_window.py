@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detkit.backbones import create_backbone, create_classifier
-from detkit.detectors import create_detector, from_classifier
+from detkit.detectors import create_detector, from_classifier, sliding_window
 from detkit.detectors.sliding_window import chain_of
 from detkit.detectors.window_head import slide_head
 from detkit.detectors.windows import WindowGrid, cut_windows, jitter_boxes, resize_for
@@ -218,6 +218,26 @@ def test_both_modes_say_the_same_in_float32(batch):
     crop, dense = judged_both_ways(detector_of(stride=2, sizes=[[32, 32], [48, 40]]), batch)
     for cut, whole in zip(crop, dense, strict=True):
         torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "together"), [(32, 1024), (64, 1024), (256, 64), (4096, 1)])
+def test_large_windows_are_fewer_at_a_time(side, together):
+    """1024 crops of 224 pixels would be 600 MB, and the first maps of a VGG of them 13 GB."""
+    detector = detector_of()
+    detector.grid = WindowGrid(((side, side),), 8, (side, side))
+    assert detector._at_once() == together
+
+
+def test_portions_change_nothing(batch, monkeypatch):
+    detector = randomised(detector_of(mode="crop")).double().eval()
+    with torch.no_grad():
+        (images,) = detector.features(in_float64(batch))
+        whole = detector.judge(images, batch.sizes)
+        monkeypatch.setattr(sliding_window, "PIXELS_AT_ONCE", 7 * 32 * 32)
+        parts = detector.judge(images, batch.sizes)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.logits, other.logits)
+        torch.testing.assert_close(one.offsets, other.offsets)
 
 
 def test_both_modes_detect_the_same(batch):

@@ -17,7 +17,13 @@ from detkit.data import CocoDataset, Sample, read_coco
 from detkit.detectors import Detector, ImagePyramid, Tiled
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint
 from detkit.engine.data import build_dataset
-from detkit.engine.evaluate import detect_with, measure, measure_ensemble, validation_evaluator
+from detkit.engine.evaluate import (
+    _ensemble_fuse,
+    detect_with,
+    measure,
+    measure_ensemble,
+    validation_evaluator,
+)
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import evaluate_files
 from detkit.ops import scale_boxes
@@ -257,6 +263,26 @@ def test_twice_the_same_is_as_once(
     assert metrics == json.loads((tmp_path / "once" / "metrics.json").read_text())
     again = evaluate_files(tiny_data[0], tmp_path / "twice" / "detections.json")
     assert again.stats.tolist() == twice.stats.tolist()
+
+
+@pytest.mark.parametrize(
+    ("asked", "checkpoints", "noticed"),
+    [
+        (["test.fusion.nms=soft_gaussian"], 1, True),
+        (["test.fusion.nms=soft_gaussian", "test.flip=true"], 1, False),
+        (["test.fusion.nms=soft_gaussian"], 2, False),
+        ([], 1, False),
+    ],
+)
+def test_a_fusion_of_one_look_is_noticed(
+    finished: Callable[..., Checkpoint],
+    caplog: pytest.LogCaptureFixture,
+    asked: list[str],
+    checkpoints: int,
+    noticed: bool,
+) -> None:
+    _ensemble_fuse(dict.fromkeys("ab"[:checkpoints], finished(*asked)))
+    assert ("model.select.nms" in caplog.text) == noticed
 
 
 def test_each_member_prepares_pictures_its_own_way(

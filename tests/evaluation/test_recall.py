@@ -139,6 +139,11 @@ def test_nothing_to_find_and_nothing_found() -> None:
     assert (proposal_recall([none], [one]).recall == 0).all()
 
 
+def test_no_images() -> None:
+    nobody = proposal_recall([], [], crowd=[])
+    assert (nobody.truths, nobody.proposals, nobody.at(0.5, 100)) == (0, 0.0, -1)
+
+
 def test_lists_must_be_of_the_same_images() -> None:
     with pytest.raises(ValueError, match="got 1, 2 and None"):
         proposal_recall([np.zeros((0, 4))], [np.zeros((0, 4))] * 2)

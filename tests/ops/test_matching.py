@@ -105,6 +105,11 @@ def test_a_positive_stays_one_inside_a_crowd():
     assert matched(anchors, truths, [False, True], **settings) == "0.-"
 
 
+def test_nothing_is_object_and_background():
+    with pytest.raises(ValueError, match=r"positive_iou 0.3 is below negative_iou 0.5"):
+        matched([across(10)], [across(10)], positive_iou=0.3, negative_iou=0.5)
+
+
 def test_no_truths_no_anchors():
     settings = {"positive_iou": 0.7, "negative_iou": 0.3, "allow_low_quality": True}
     assert matched([across(10), across(20)], [], **settings) == "--"
