@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from detkit.detectors.base import Losses, MapGeometry
 from detkit.detectors.one_stage import DenseHead, cell_truths, class_losses, rows_of
 from detkit.detectors.towers import last_conv
-from detkit.ops import giou_loss, grid_points
+from detkit.ops import boxes_around, giou_loss, grid_points, side_distances
 from detkit.ops.matching import Match
 from detkit.structures import Batch, Size, Target
 
@@ -78,11 +78,6 @@ def assign_cells(cells: Cells, target: Target, *, center_radius: float) -> Match
     positive = smallest < math.inf
     in_crowd = (inside & target.crowd).any(dim=1)
     return Match(truth, positive, ~positive & ~in_crowd)
-
-
-def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances `[..., 4]` of points to the left, top, right and bottom side; negative outside."""
-    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
 def centerness(distances: Tensor) -> Tensor:
@@ -193,8 +188,3 @@ class FCOSHead(DenseHead):
             scores = rows_of(logits, self.num_classes).sigmoid()
             found.append((boxes, (scores * rows_of(central, 1).sigmoid()).sqrt()))
         return found
-
-
-def boxes_around(points: Tensor, distances: Tensor) -> Tensor:
-    """Boxes `[..., 4]` whose sides are at `distances` `[..., 4]` from `points` `[..., 2]`."""
-    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)

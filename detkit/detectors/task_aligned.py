@@ -28,12 +28,14 @@ from detkit.nn import norm_layer
 from detkit.ops import (
     BOX_LOSSES,
     Alignment,
+    boxes_around,
     cells_inside,
     distribution_expectation,
     distribution_focal_loss,
     grid_points,
     pad_truths,
     quality_focal_loss,
+    side_distances,
 )
 from detkit.structures import Batch, Size
 
@@ -266,9 +268,9 @@ def decode_distances(distances: Tensor, points: Tensor, strides: Tensor) -> Tens
         strides: `[N]`.
     """
     sides = distribution_expectation(at_least_float32(distances)) * strides[:, None]  # [..., N, 4]
-    return torch.cat([points - sides[..., :2], points + sides[..., 2:]], dim=-1)
+    return boxes_around(points, sides)
 
 
 def encode_distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Distances `[N, 4]` in strides from points `[N, 2]` to the sides of boxes `[N, 4]`."""
-    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1) / strides[:, None]
+    return side_distances(points, boxes) / strides[:, None]

@@ -16,7 +16,7 @@ from detkit.ops.anchors import (
     grid_points,
     shape_iou,
 )
-from detkit.ops.box_coder import decode, encode
+from detkit.ops.box_coder import boxes_around, decode, encode, side_distances
 from detkit.ops.boxes import box_area, box_iou, clip_boxes, pairwise_intersection, scale_boxes
 from detkit.ops.fusion import non_maximum_merging, weighted_boxes_fusion
 from detkit.ops.greedy import diou_nms, soft_nms
@@ -71,6 +71,7 @@ __all__ = [
     "binary_cross_entropy",
     "box_area",
     "box_iou",
+    "boxes_around",
     "cell_anchors",
     "cells_inside",
     "centred_boxes",
@@ -109,6 +110,7 @@ __all__ = [
     "scale_boxes",
     "select_detections",
     "shape_iou",
+    "side_distances",
     "smooth_l1_loss",
     "soft_nms",
     "suppress",

@@ -1,8 +1,11 @@
-"""Boxes as offsets from anchors (R-CNN, arXiv 1311.2524, appendix C).
+"""Boxes as numbers to predict: offsets from anchors, or distances from points to the sides.
+
+Offsets are those of R-CNN (arXiv 1311.2524, appendix C):
 
     dx = (x - xa) / wa    dy = (y - ya) / ha    dw = log(w / wa)    dh = log(h / ha)
 
 with (x, y) the centre; each offset is multiplied by a weight so that it has about unit variance.
+Distances are those of FCOS (arXiv 1904.01355, section 3.1).
 """
 
 from __future__ import annotations
@@ -49,3 +52,13 @@ def _scale(offsets: Tensor, factors: Weights) -> Tensor:
         return offsets
     columns = offsets.unbind(-1)
     return torch.stack([c * f for c, f in zip(columns, factors, strict=True)], dim=-1)
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances `[..., 4]` of points to the left, top, right and bottom side; negative outside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def boxes_around(points: Tensor, distances: Tensor) -> Tensor:
+    """Boxes `[..., 4]` whose sides are at `distances` `[..., 4]` from `points` `[..., 2]`."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)

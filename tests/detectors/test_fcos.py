@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from detkit.detectors import create_detector
-from detkit.detectors.fcos import Cells, assign_cells, boxes_around, centerness, side_distances
+from detkit.detectors.fcos import Cells, assign_cells, centerness
+from detkit.ops import boxes_around, side_distances
 
 
 def cells(*points, stride=8.0, lower=0.0, upper=math.inf):
