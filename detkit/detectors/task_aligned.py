@@ -26,7 +26,6 @@ from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.detectors.one_stage import DenseHead
 from detkit.nn import norm_layer
 from detkit.ops import (
-    BOX_LOSSES,
     Alignment,
     boxes_around,
     cells_inside,
@@ -126,30 +125,30 @@ class TaskAlignedHead(DenseHead):
 
     Args:
         tower: builds a tower; there is one for classes and one for boxes.
+        levels: where the cells of each level are.
         num_classes: C.
-        levels: where the cells of each map are.
         bins: R; a side of a box is at most R - 1 strides away from its cell.
         match: which cells learn from which truth, as `ops.task_aligned_match` says.
-        box_loss: a name of `detkit.ops.BOX_LOSSES`.
+        box_loss: of the positives, one of `detkit.ops.BOX_LOSSES`.
         weights: of the losses.
     """
 
     def __init__(
         self,
         tower: Callable[[], LevelTower],
-        num_classes: int,
         levels: Sequence[MapGeometry],
         *,
+        num_classes: int,
         bins: int,
         match: Callable[..., Alignment],
-        box_loss: str,
+        box_loss: Callable[[Tensor, Tensor], Tensor],
         weights: LossWeights,
     ) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.bins = bins
         self.match = match
-        self.box_loss = BOX_LOSSES[box_loss]
+        self.box_loss = box_loss
         self.weights = weights
         self.class_tower, self.box_tower = tower(), tower()
         width = self.class_tower.out_channels
@@ -223,9 +222,9 @@ class TaskAlignedHead(DenseHead):
         sides = encode_distances(truth, points, strides)  # [P, 4]
         distance = distribution_focal_loss(distances, sides).mean(dim=1)
         return {
-            "head/class": self.weights.classes * classes.sum() / total,
-            "head/box": self.weights.box * (box * quality).sum() / total,
-            "head/distance": self.weights.distance * (distance * quality).sum() / total,
+            "task_aligned/class": self.weights.classes * classes.sum() / total,
+            "task_aligned/box": self.weights.box * (box * quality).sum() / total,
+            "task_aligned/distance": self.weights.distance * (distance * quality).sum() / total,
         }
 
     def candidates(self, output: TaskAlignedOutput, padded: Size) -> list[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from detkit.detectors.task_aligned import (
     first_point,
 )
 from detkit.evaluation import CocoEvaluator
-from detkit.ops import task_aligned_match
+from detkit.ops import giou_loss, task_aligned_match
 from detkit.structures import Batch, Detections, Target
 
 MODEL = {
@@ -99,11 +99,11 @@ def head_of(levels: list[MapGeometry], classes: int = 3, bins: int = 5) -> TaskA
     torch.manual_seed(0)
     return TaskAlignedHead(
         partial(LevelTower, 6, 8, 1, levels=len(levels), norm="batch"),
-        classes,
         levels,
+        num_classes=classes,
         bins=bins,
         match=task_aligned_match,
-        box_loss="giou",
+        box_loss=giou_loss,
         weights=LossWeights(1.0, 2.0, 1.0),
     )
 
@@ -166,10 +166,10 @@ def test_perfect_output_costs_nothing_but_the_spread_over_two_bins():
     truth = target([[8, 8, 24, 32], [32, 40, 64, 64]], [0, 2])
     head = head_of([MapGeometry(8, 0.0)], bins=9)
     losses = head.loss(perfect_output(truth), (64, 64), batch_of(truth))
-    assert set(losses) == {"head/class", "head/box", "head/distance"}
-    assert losses["head/class"] < 1e-4
-    assert losses["head/box"] < 1e-4
-    torch.testing.assert_close(losses["head/distance"], torch.tensor(math.log(2)))
+    assert set(losses) == {"task_aligned/class", "task_aligned/box", "task_aligned/distance"}
+    assert losses["task_aligned/class"] < 1e-4
+    assert losses["task_aligned/box"] < 1e-4
+    torch.testing.assert_close(losses["task_aligned/distance"], torch.tensor(math.log(2)))
     # whole numbers cost nothing at all
     truth = target([[4, 4, 28, 36]], [1])
     losses = head.loss(perfect_output(truth), (64, 64), batch_of(truth))
@@ -195,18 +195,22 @@ def test_losses_of_one_cell(images, share):
     losses = head.loss(output, (64, 64), batch_of(*[truth] * images))
     # classes: the first cell has its quality as its score and
     # costs nothing; the second is background with a score of 1/2: (1/2)^2 * log(2)
-    torch.testing.assert_close(losses["head/class"], torch.tensor(share * math.log(2) / 4))
+    torch.testing.assert_close(losses["task_aligned/class"], torch.tensor(share * math.log(2) / 4))
     # box: 2 * 1/2 * (1 - GIoU), IoU 128 / 256 in a hull of the same 256
-    torch.testing.assert_close(losses["head/box"], torch.tensor(share * 0.5))
+    torch.testing.assert_close(losses["task_aligned/box"], torch.tensor(share * 0.5))
     # distances: 1/2 * a quarter of the 40 that the bottom costs
-    torch.testing.assert_close(losses["head/distance"], torch.tensor(share * 5.0))
+    torch.testing.assert_close(losses["task_aligned/distance"], torch.tensor(share * 5.0))
 
 
 def test_weights_scale_the_losses():
     batch = batch_of(SOME)
     one = tiny(class_weight=1.0, box_weight=1.0, distance_weight=1.0).loss(batch)
     other = tiny(class_weight=3.0, box_weight=8.0, distance_weight=0.25).loss(batch)
-    for name, factor in (("head/class", 3.0), ("head/box", 8.0), ("head/distance", 0.25)):
+    for name, factor in (
+        ("task_aligned/class", 3.0),
+        ("task_aligned/box", 8.0),
+        ("task_aligned/distance", 0.25),
+    ):
         torch.testing.assert_close(other[name], factor * one[name])
 
 
@@ -218,8 +222,8 @@ def test_nothing_to_find(targets):
     """Without any truth, or with a crowd alone, the boxes learn nothing and nothing is NaN."""
     detector = tiny()
     losses = detector.loss(batch_of(*targets))
-    assert losses["head/class"] > 0
-    assert losses["head/box"] == losses["head/distance"] == 0
+    assert losses["task_aligned/class"] > 0
+    assert losses["task_aligned/box"] == losses["task_aligned/distance"] == 0
     sum(losses.values()).backward()
     for parameter in detector.parameters():  # also those of the boxes: DDP waits for all of them
         assert parameter.grad is not None
@@ -229,8 +233,8 @@ def test_nothing_to_find(targets):
 def test_cells_in_a_crowd_cost_nothing():
     detector = tiny()
     everywhere = target([[0, 0, 64, 64]], [1], [True])
-    assert detector.loss(batch_of(everywhere))["head/class"] == 0
-    assert detector.loss(batch_of(NONE))["head/class"] > 0
+    assert detector.loss(batch_of(everywhere))["task_aligned/class"] == 0
+    assert detector.loss(batch_of(NONE))["task_aligned/class"] > 0
 
 
 def test_gradients_reach_every_parameter():
@@ -316,7 +320,7 @@ def test_any_backbone_with_or_without_a_pyramid(backbone, fpn, strides):
     assert output.strides.unique().tolist() == strides
     assert output.points.min() > 0 and output.points.max() < 128
     losses = detector.loss(batch)
-    assert losses["head/box"] > 0
+    assert losses["task_aligned/box"] > 0
     assert all(loss.isfinite() for loss in losses.values())
 
 

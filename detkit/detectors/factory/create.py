@@ -15,10 +15,13 @@ from detkit.backbones.weights import load_into, read_weights
 from detkit.config import ModelConfig, build_recipe, load_recipe
 from detkit.detectors.base import Detector
 from detkit.detectors.factory.image_pyramid import build_image_pyramid
-from detkit.detectors.factory.one_stage import build_fcos, build_retinanet
+from detkit.detectors.factory.one_stage import (
+    build_fcos,
+    build_retinanet,
+    build_task_aligned,
+)
 from detkit.detectors.factory.region_proposal import build_region_proposal
 from detkit.detectors.factory.sliding_window import build_sliding_window
-from detkit.detectors.factory.task_aligned import build_task_aligned
 from detkit.detectors.torchvision_weights import (
     PUBLISHED,
     convert,

@@ -13,8 +13,9 @@ from detkit.detectors.one_stage import DenseHead, OneStage
 from detkit.detectors.retinanet import RetinaNetHead
 from detkit.detectors.roi import BoxLoss
 from detkit.detectors.rpn import AnchorGrid
+from detkit.detectors.task_aligned import LevelTower, LossWeights, TaskAlignedHead
 from detkit.detectors.towers import head_tower
-from detkit.ops import focal_loss, match
+from detkit.ops import BOX_LOSSES, focal_loss, match, task_aligned_match
 
 
 def build_retinanet(config: ModelConfig, num_classes: int) -> OneStage:
@@ -76,6 +77,33 @@ def build_fcos(config: ModelConfig, num_classes: int) -> OneStage:
         size_limits=limits,
         center_radius=section.center_radius,
         focal_loss=partial(focal_loss, alpha=section.focal_alpha, gamma=section.focal_gamma),
+    )
+    return _one_stage(config, body, head)
+
+
+def build_task_aligned(config: ModelConfig, num_classes: int) -> OneStage:
+    """Cells that learn from the objects they serve best."""
+    section = config.task_aligned
+    assert section is not None  # the schema fills it in
+    body = build_body(config, finest=8)
+    tower = partial(
+        LevelTower,
+        body.channels,
+        section.channels or body.channels,
+        section.convs,
+        levels=len(body.levels),
+        norm=section.norm,
+    )
+    head = TaskAlignedHead(
+        tower,
+        body.levels,
+        num_classes=num_classes,
+        bins=section.bins,
+        match=partial(
+            task_aligned_match, top_k=section.top_k, alpha=section.alpha, beta=section.beta
+        ),
+        box_loss=BOX_LOSSES[section.box_loss],
+        weights=LossWeights(section.class_weight, section.box_weight, section.distance_weight),
     )
     return _one_stage(config, body, head)
 
