@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align, roi_pool
 
 from detkit.detectors.base import Losses, MapGeometry, at_least_float32
+from detkit.nn.modes import evaluating
 from detkit.ops import (
     BOX_LOSSES,
     OFFSET_LOSSES,
@@ -45,7 +46,7 @@ class RegionPool(nn.Module):
     """
 
     aligned = False  # whether coordinates are shifted by half a pixel
-    cut: Callable[..., Tensor]  # patches from a map, regions `[R, 5]` and the cells of a pixel
+    cut: Callable[..., Tensor]  # patches from map, regions `[R, 5]`, resolution, cells of a pixel
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class RegionPool(nn.Module):
                 part = part - part.new_tensor([0.0, offset, offset, offset, offset])
             # in the regions' precision: bfloat16 rounds a coordinate beyond 256 to two pixels
             exact = feature.to(part.dtype, memory_format=torch.contiguous_format)
-            cut = self.cut(exact, part, spatial_scale=1 / geometry.stride)
+            cut = self.cut(exact, part, self.resolution, 1 / geometry.stride)
             patches.append(cut.to(feature.dtype))
         return torch.cat(patches)[order.argsort()]
 
@@ -116,9 +117,7 @@ class RoIAlign(RegionPool):
         )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
-        self.cut = partial(
-            roi_align, output_size=resolution, sampling_ratio=sampling_ratio, aligned=aligned
-        )
+        self.cut = partial(roi_align, sampling_ratio=sampling_ratio, aligned=aligned)
 
 
 class RoIPool(RegionPool):
@@ -127,21 +126,7 @@ class RoIPool(RegionPool):
     A bin without a cell is 0. Args: see `RegionPool`.
     """
 
-    def __init__(
-        self,
-        maps: Sequence[MapGeometry],
-        *,
-        resolution: int,
-        canonical_size: float,
-        canonical_level: int,
-    ) -> None:
-        super().__init__(
-            maps,
-            resolution=resolution,
-            canonical_size=canonical_size,
-            canonical_level=canonical_level,
-        )
-        self.cut = partial(roi_pool, output_size=resolution)
+    cut = staticmethod(roi_pool)
 
 
 def with_image(regions: Sequence[Tensor]) -> Tensor:
@@ -256,6 +241,43 @@ class BoxLoss:
         return self.weight * OFFSET_LOSSES[self.kind](offsets, wanted, **settings)
 
 
+def region_losses(
+    logits: Tensor,
+    offsets: Tensor,
+    regions: Tensor,
+    drawn: Sequence[Assigned],
+    *,
+    class_loss: Callable[[Tensor, Tensor], Tensor],
+    box_loss: BoxLoss,
+    box_weights: Weights,
+) -> tuple[Tensor, Tensor]:
+    """Class loss and box loss `[R]` of each region, 0 where there is nothing to learn.
+
+    Args:
+        logits: `[R, C + 1]`, background last.
+        offsets: `[R, C, 4]`, or `[R, 1, 4]` where all classes share a box.
+        regions: `[R, 4]` boxes that the offsets lead from.
+        drawn: what the regions of each image are to learn, R in all.
+        class_loss: of logits and labels, C for the background.
+        box_loss: of the positives.
+        box_weights: of the offsets.
+    """
+    positive = torch.cat([a.positive for a in drawn])  # [R]
+    valid = torch.cat([a.valid for a in drawn])
+    labels = torch.cat([a.labels for a in drawn])
+    truths = torch.cat([a.boxes for a in drawn])  # [R, 4]
+    background = logits.shape[1] - 1
+    classes = class_loss(logits, torch.where(positive, labels, background))
+    column = labels if offsets.shape[1] > 1 else torch.zeros_like(labels)
+    own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
+    # Where there is no truth a unit box is compared to itself: finite whatever the region's size,
+    # and masked below
+    unit = (torch.arange(4, device=regions.device) >= 2).to(regions.dtype)  # 0, 0, 1, 1
+    regions, truths = (torch.where(positive[:, None], b, unit) for b in (regions, truths))
+    boxes = box_loss(own, regions, truths, box_weights)
+    return classes * valid, boxes * positive
+
+
 class RoIHead(nn.Module):
     """Cut out, classify and refine proposals.
 
@@ -333,11 +355,18 @@ class RoIHead(nn.Module):
     ) -> list[Assigned]:
         """Those of the candidates that the head as it is has the highest loss for."""
         every = [self.assigner.every(b, t) for b, t in zip(candidates, targets, strict=True)]
-        mode = self.training
-        self.eval()  # reading only: batch norm must not note what nothing is learnt from
-        logits, offsets = self(features, candidates)
-        self.train(mode)
-        losses = torch.stack(self._each(logits, offsets, torch.cat(candidates), every)).sum(dim=0)
+        with evaluating(self):  # batch norm must not note what nothing is learnt from
+            logits, offsets = self(features, candidates)
+        parts = region_losses(
+            logits,
+            offsets,
+            torch.cat(candidates),
+            every,
+            class_loss=self.class_loss,
+            box_loss=self.box_loss,
+            box_weights=self.box_weights,
+        )
+        losses = torch.stack(parts).sum(dim=0)  # [R]
         drawn = []
         for boxes, each, loss in zip(
             candidates, every, losses.split([len(b) for b in candidates]), strict=True
@@ -354,28 +383,17 @@ class RoIHead(nn.Module):
         self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
     ) -> Losses:
         """Losses of what was said of the drawn proposals `[R, 4]`, over their number."""
-        classes, boxes = self._each(logits, offsets, proposals, drawn)
+        classes, boxes = region_losses(
+            logits,
+            offsets,
+            proposals,
+            drawn,
+            class_loss=self.class_loss,
+            box_loss=self.box_loss,
+            box_weights=self.box_weights,
+        )
         count = torch.cat([a.valid for a in drawn]).sum().clamp(min=1)
         return {"roi/class": classes.sum() / count, "roi/box": boxes.sum() / count}
-
-    def _each(
-        self, logits: Tensor, offsets: Tensor, proposals: Tensor, drawn: list[Assigned]
-    ) -> tuple[Tensor, Tensor]:
-        """Class loss and box loss `[R]` of each proposal, 0 where there is nothing to learn."""
-        positive = torch.cat([a.positive for a in drawn])  # [R]
-        valid = torch.cat([a.valid for a in drawn])
-        labels = torch.cat([a.labels for a in drawn])
-        truths = torch.cat([a.boxes for a in drawn])  # [R, 4]
-        background = logits.shape[1] - 1
-        classes = self.class_loss(logits, torch.where(positive, labels, background))
-        column = labels if offsets.shape[1] > 1 else torch.zeros_like(labels)
-        own = offsets[torch.arange(len(labels), device=labels.device), column]  # [R, 4]
-        # Where there is no truth a unit box is compared to itself: finite whatever the proposal's
-        # size, and masked below
-        unit = (torch.arange(4, device=proposals.device) >= 2).to(proposals.dtype)  # 0, 0, 1, 1
-        proposals, truths = (torch.where(positive[:, None], b, unit) for b in (proposals, truths))
-        boxes = self.box_loss(own, proposals, truths, self.box_weights)
-        return classes * valid, boxes * positive
 
     @torch.no_grad()
     def refine(

@@ -21,24 +21,23 @@ Training always cuts windows out, so that a trained detector can be used either 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkit.backbones import Backbone
 from detkit.backbones.feature_info import describe
 from detkit.detectors.base import Detector, Losses
-from detkit.detectors.roi import BoxLoss, with_image
+from detkit.detectors.roi import BoxLoss, region_losses, with_image
 from detkit.detectors.window_head import ClassifierHead, SlidingHead
 from detkit.detectors.windows import WindowGrid, cut_windows, jitter_boxes, resize_for
 from detkit.nn.dense import plan_offsets
-from detkit.ops import Assigned, Assigner, Selection, cross_entropy, decode
+from detkit.nn.modes import evaluating
+from detkit.ops import Assigned, Assigner, Selection, cross_entropy, decode, hardest
 from detkit.ops.box_coder import Weights
-from detkit.ops.sampling import hardest
 from detkit.structures import Batch, Detections, Size, Target
 
 Mode = Literal["crop", "dense"]
@@ -82,32 +81,6 @@ class WindowLearning:
     jitter: float
     box_weights: Weights
     box_loss: BoxLoss
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What R drawn windows are to learn.
-
-    Attributes:
-        labels: `[R]`; C for the background.
-        boxes: `[R, 4]`, meaningful where positive.
-        positive: `[R]` bool.
-        valid: `[R]` bool; False where there were too few windows.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    positive: Tensor
-    valid: Tensor
-
-    @classmethod
-    def of(cls, drawn: Sequence[Assigned], *, background: int) -> Truth:
-        """Of all images together."""
-        labels, boxes, positive, valid = (
-            torch.cat([getattr(each, name) for each in drawn])
-            for name in ("labels", "boxes", "positive", "valid")
-        )
-        return cls(labels.masked_fill(~positive, background), boxes, positive, valid)
 
 
 class SlidingWindow(Detector):
@@ -238,8 +211,7 @@ class SlidingWindow(Detector):
             drawn = self._hardest(images, candidates, drawn)
         regions = _regions(candidates, drawn)  # [R, 5]
         judged = self.classify(cut_windows(images, regions, self.grid.input_size))
-        truth = Truth.of(drawn, background=self.head.num_classes)
-        return self._loss_of(judged, regions[:, 1:], truth)
+        return self._loss_of(judged, regions[:, 1:], drawn)
 
     def _candidates(self, images: Tensor, size: Size, target: Target) -> Tensor:
         """Windows `[N, 4]` of an image to learn from: the grid, and some around each truth."""
@@ -254,7 +226,8 @@ class SlidingWindow(Detector):
     ) -> list[Assigned]:
         """Of what was drawn all positives and, to fill up, the negatives of highest loss."""
         regions = _regions(candidates, drawn)
-        truth = Truth.of(drawn, background=self.head.num_classes)
+        positive = torch.cat([each.positive for each in drawn])  # [R]
+        labels = torch.cat([each.labels for each in drawn])
         with evaluating(self):  # scores leave no trace in the statistics of batch norm
             logits = torch.cat(
                 [
@@ -262,33 +235,28 @@ class SlidingWindow(Detector):
                     for part in regions.split(self._at_once())
                 ]
             )
-        loss = cross_entropy(logits, truth.labels)
-        loss = loss.masked_fill(truth.positive, torch.finfo(loss.dtype).max)
+        loss = cross_entropy(logits, labels.where(positive, self.head.num_classes))
+        loss = loss.masked_fill(positive, torch.finfo(loss.dtype).max)
         count = self.learning.assigner.samples
         parts = loss.split([len(each.index) for each in drawn])
         return [hardest(each, part, count=count) for each, part in zip(drawn, parts, strict=True)]
 
-    def _loss_of(self, judged: Judged, windows: Tensor, truth: Truth) -> Losses:
+    def _loss_of(self, judged: Judged, windows: Tensor, drawn: list[Assigned]) -> Losses:
         """Means over the windows `[R, 4]` that count."""
-        count = truth.valid.sum().clamp(min=1)
-        classes = cross_entropy(judged.logits, truth.labels)
-        losses = {"window/class": (classes * truth.valid).sum() / count}
-        if self.head.regresses:
-            boxes = self._box_loss(judged.offsets, windows, truth)
-            losses["window/box"] = (boxes * truth.positive).sum() / count
-        return losses
-
-    def _box_loss(self, offsets: Tensor, windows: Tensor, truth: Truth) -> Tensor:
-        """Loss `[R]`, meaningful where positive."""
-        column = truth.labels if offsets.shape[1] > 1 else torch.zeros_like(truth.labels)
-        column = column.masked_fill(~truth.positive, 0)  # the background has no column
-        own = offsets[torch.arange(len(column), device=column.device), column]  # [R, 4]
-        # where there is no truth a unit box is compared to itself: finite, and masked later
-        unit = (torch.arange(4, device=windows.device) >= 2).to(windows.dtype)  # 0, 0, 1, 1
-        windows, goals = (
-            torch.where(truth.positive[:, None], boxes, unit) for boxes in (windows, truth.boxes)
+        classes, boxes = region_losses(
+            judged.logits,
+            judged.offsets,
+            windows,
+            drawn,
+            class_loss=cross_entropy,
+            box_loss=self.learning.box_loss,
+            box_weights=self.learning.box_weights,
         )
-        return self.learning.box_loss(own, windows, goals, self.learning.box_weights)
+        count = torch.cat([each.valid for each in drawn]).sum().clamp(min=1)
+        losses = {"window/class": classes.sum() / count}
+        if self.head.regresses:
+            losses["window/box"] = boxes.sum() / count
+        return losses
 
     def detections(self, features: list[Tensor], batch: Batch) -> list[Detections]:
         """Score every window, move it to its object, select; each size of windows is a level."""
@@ -332,18 +300,6 @@ def map_of(backbone: Backbone, size: Size) -> tuple[int, int, int]:
     with evaluating(backbone):
         last = backbone(weight.new_zeros(1, backbone.in_channels, *size))[-1]
     return last.shape[1], last.shape[2], last.shape[3]
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Switch to evaluation, and every module back to what it was."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _regions(candidates: Sequence[Tensor], drawn: Sequence[Assigned]) -> Tensor:

@@ -439,9 +439,9 @@ def test_hard_negatives_leave_the_positives(batch):
     seen = {}
     measure = detector._loss_of
 
-    def note(judged, windows, truth):
-        seen["positive"] = truth.positive.view(2, -1)
-        return measure(judged, windows, truth)
+    def note(judged, windows, drawn):
+        seen["positive"] = torch.stack([each.positive for each in drawn])
+        return measure(judged, windows, drawn)
 
     detector._loss_of = note
     detector(batch)

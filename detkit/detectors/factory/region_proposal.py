@@ -19,6 +19,7 @@ from detkit.detectors.roi import BoxHead, BoxLoss, ClassLoss, RoIAlign, RoIHead,
 from detkit.detectors.rpn import RPN, AnchorGrid, ProposalLimits, RPNHead
 from detkit.detectors.towers import conv_tower
 from detkit.nn.init import initialise
+from detkit.nn.modes import evaluating
 from detkit.ops import Assigner
 from detkit.ops.box_coder import Weights
 
@@ -165,10 +166,8 @@ def _crop(config: RoIConfig, backbone: Backbone) -> tuple[RoICrop, tuple[int, in
         sampling_ratio=config.sampling_ratio,
         chunk=config.chunk,
     )
-    backbone.eval()  # or batch norm would note an empty picture
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(backbone):  # or batch norm would note an empty picture
         _, channels, height, width = pool([torch.zeros(1, 3, 1, 1)], [torch.zeros(1, 4)]).shape
-    backbone.train()
     return pool, (channels, height, width)
 
 
