@@ -27,10 +27,10 @@ TOP = {"engine", "inference", "analysis"}
 ALLOWED = {
     **{layer: BASE for layer in BASE},
     "ops": BASE,
-    "proposals": {"registry", "files", "structures"},  # numpy alone
+    "proposals": {"registry"},  # numpy alone
     "nn": BASE | {"ops"},
     "backbones": BASE | {"ops", "nn"},
-    "detectors": BASE | {"ops", "nn", "backbones", "proposals"},
+    "detectors": BASE | {"ops", "nn", "backbones"},
     "data": BASE | {"ops", "proposals"},
     "evaluation": BASE | {"ops"},
     **{layer: BASE | {"ops", "proposals", "data", "evaluation"} | MODEL | TOP for layer in TOP},

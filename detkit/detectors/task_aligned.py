@@ -13,18 +13,16 @@ bins of a distance, which stand for 0 to R - 1.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detkit.detectors.base import Losses, MapGeometry, at_least_float32
 from detkit.detectors.one_stage import DenseHead
-from detkit.nn import norm_layer
+from detkit.detectors.towers import LevelTower
 from detkit.ops import (
     Alignment,
     boxes_around,
@@ -51,58 +49,6 @@ class TaskAlignedOutput:
     logits: Tensor  # [B, N, C]
     distances: Tensor  # [B, N, 4, R] logits of the bins of left, top, right, bottom
     counts: tuple[int, ...]  # N_l of each level
-
-
-class LevelConv(nn.Module):
-    """A 3x3 convolution that all levels share, with a norm of each level's own, and ReLU.
-
-    Levels see objects of like sizes in cells, so that the same filters fit; the statistics of their
-    maps differ.
-
-    Args:
-        in_channels: of the maps that go in.
-        channels: D of those that come out.
-        levels: L.
-        norm: a name of `detkit.nn.norm_layer`.
-    """
-
-    def __init__(self, in_channels: int, channels: int, *, levels: int, norm: str) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(norm_layer(norm)(channels) for _ in range(levels))
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, level: int, x: Tensor) -> Tensor:
-        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
-        return F.relu(self.norms[level](self.conv(x)), inplace=True)
-
-
-class LevelTower(nn.Module):
-    """Several such convolutions.
-
-    Args:
-        in_channels: of the maps that go in.
-        channels: D of those that come out.
-        count: of convolutions; of none the maps come out as they went in.
-        levels: L.
-        norm: a name of `detkit.nn.norm_layer`.
-    """
-
-    def __init__(
-        self, in_channels: int, channels: int, count: int, *, levels: int, norm: str
-    ) -> None:
-        super().__init__()
-        self.out_channels = channels if count else in_channels
-        widths = [in_channels] + [channels] * count
-        self.convs = nn.ModuleList(
-            LevelConv(*pair, levels=levels, norm=norm) for pair in itertools.pairwise(widths)
-        )
-
-    def forward(self, level: int, x: Tensor) -> Tensor:
-        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
-        for conv in self.convs:
-            x = conv(level, x)
-        return x
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Towers: the convolutions that a head has before its last layers.
 
-B batch, D channels, H, W height and width.
+B batch, D channels, L levels, H, W height and width.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detkit.nn.layers import norm_layer
 
@@ -63,6 +65,58 @@ def head_tower(
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return tower
+
+
+class LevelConv(nn.Module):
+    """A 3x3 convolution that all levels share, with a norm of each level's own, and ReLU.
+
+    Levels see objects of like sizes in cells, so that the same filters fit; the statistics of their
+    maps differ.
+
+    Args:
+        in_channels: of the maps that go in.
+        channels: D of those that come out.
+        levels: L.
+        norm: a name of `detkit.nn.norm_layer`.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, levels: int, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(_norm(norm, channels) for _ in range(levels))
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, level: int, x: Tensor) -> Tensor:
+        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
+        return F.relu(self.norms[level](self.conv(x)), inplace=True)
+
+
+class LevelTower(nn.Module):
+    """Several of `LevelConv` (RTMDet, arXiv 2212.07784, section 3.2).
+
+    Args:
+        in_channels: of the maps that go in.
+        channels: D of those that come out.
+        count: of convolutions; of none the maps come out as they went in.
+        levels: L.
+        norm: a name of `detkit.nn.norm_layer`.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, count: int, *, levels: int, norm: str
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels if count else in_channels
+        widths = [in_channels] + [channels] * count
+        self.convs = nn.ModuleList(
+            LevelConv(*pair, levels=levels, norm=norm) for pair in itertools.pairwise(widths)
+        )
+
+    def forward(self, level: int, x: Tensor) -> Tensor:
+        """From `[B, in_channels, H, W]` of a level to `[B, D, H, W]`."""
+        for conv in self.convs:
+            x = conv(level, x)
+        return x
 
 
 def last_conv(channels: int, out_channels: int, *, prior: float = 0.5) -> nn.Conv2d:

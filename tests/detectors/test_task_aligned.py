@@ -13,7 +13,6 @@ from torch import Tensor
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.base import MapGeometry
 from detkit.detectors.task_aligned import (
-    LevelTower,
     LossWeights,
     TaskAlignedHead,
     TaskAlignedOutput,
@@ -21,6 +20,7 @@ from detkit.detectors.task_aligned import (
     encode_distances,
     first_point,
 )
+from detkit.detectors.towers import LevelTower
 from detkit.evaluation import CocoEvaluator
 from detkit.ops import giou_loss, task_aligned_match
 from detkit.structures import Batch, Detections, Target

@@ -13,8 +13,8 @@ from detkit.detectors.one_stage import DenseHead, OneStage
 from detkit.detectors.retinanet import RetinaNetHead
 from detkit.detectors.roi import BoxLoss
 from detkit.detectors.rpn import AnchorGrid
-from detkit.detectors.task_aligned import LevelTower, LossWeights, TaskAlignedHead
-from detkit.detectors.towers import head_tower
+from detkit.detectors.task_aligned import LossWeights, TaskAlignedHead
+from detkit.detectors.towers import LevelTower, head_tower
 from detkit.ops import BOX_LOSSES, focal_loss, match, task_aligned_match
 
 
