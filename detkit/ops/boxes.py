@@ -16,9 +16,12 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def pairwise_intersection(first: Tensor, second: Tensor) -> Tensor:
     """Area `[M, N]` shared by each of `first` `[M, 4]` with each of `second` `[N, 4]`."""
-    top_left = torch.maximum(first[:, None, :2], second[None, :, :2])  # [M, N, 2]
-    bottom_right = torch.minimum(first[:, None, 2:], second[None, :, 2:])  # [M, N, 2]
-    return (bottom_right - top_left).clamp_(min=0).prod(dim=2)
+    x1, y1, x2, y2 = first[:, None].unbind(-1)  # [M, 1] each
+    left, top, right, bottom = second[None].unbind(-1)  # [1, N] each
+    # side by side, not as corners [M, N, 2]: half the memory
+    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
+    height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
+    return width.mul_(height)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
