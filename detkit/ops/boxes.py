@@ -21,7 +21,7 @@ def pairwise_intersection(first: Tensor, second: Tensor) -> Tensor:
     # side by side, not as corners [M, N, 2]: half the memory
     width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
     height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
-    return width.mul_(height)
+    return width * height
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
