@@ -76,6 +76,9 @@ class AnchorGrid(nn.Module):
             of each anchor.
         aspect_ratios: height / width, each with every size, the same on all levels.
         levels: where the cells of each level are.
+
+    Raises:
+        ValueError: levels with different numbers of anchors.
     """
 
     def __init__(
@@ -167,7 +170,11 @@ class RPN(Proposer):
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(self, features: list[Tensor], padded: Size) -> RPNOutput:
-        """Judge every anchor of images padded to (height, width)."""
+        """Judge every anchor of images padded to (height, width).
+
+        Raises:
+            ValueError: another number of maps than of levels.
+        """
         if len(features) != len(self.anchors.levels):
             raise ValueError(
                 f"{len(self.anchors.levels)} levels of anchor sizes for {len(features)} feature "

@@ -188,7 +188,11 @@ class SlidingWindow(Detector):
     # ------------------------------------------------------------------------------ learning
 
     def losses(self, features: list[Tensor], batch: Batch) -> Losses:
-        """Cross entropy over classes and background, and the box loss of the positives."""
+        """Cross entropy over classes and background, and the box loss of the positives.
+
+        Raises:
+            ValueError: a classifier without a class for the background.
+        """
         assert batch.targets is not None
         (images,) = features
         if not self.head.background:

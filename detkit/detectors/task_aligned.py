@@ -118,7 +118,11 @@ class TaskAlignedHead(DenseHead):
             self.distances.bias.copy_((-((bins - _FIRST_DISTANCE) ** 2) / 8).repeat(4))
 
     def forward(self, maps: list[Tensor]) -> TaskAlignedOutput:
-        """Judge every cell of all maps."""
+        """Judge every cell of all maps.
+
+        Raises:
+            ValueError: another number of maps than of levels.
+        """
         if len(maps) != len(self.levels):
             raise ValueError(f"the head was built for {len(self.levels)} maps, got {len(maps)}")
         logits, distances = [], []

@@ -31,6 +31,9 @@ class WindowGrid:
         sizes: (height, width) of the windows in pixels of the image.
         stride: in pixels of the classifier's input.
         input_size: (height, width) of the classifier's input.
+
+    Raises:
+        ValueError: no size, or a number below 1.
     """
 
     sizes: tuple[Size, ...]

@@ -43,6 +43,9 @@ def non_maximum_merging(
     Returns:
         `[M, 4]` boxes around the winner and all that it suppresses, best first; `[M]` indices of
         the winners, whose scores and labels are those of the merged boxes.
+
+    Raises:
+        ValueError: an unknown metric.
     """
     if metric not in _MEASURES:
         raise ValueError(f"unknown metric {metric!r}; choose iou or ios")
@@ -108,6 +111,9 @@ def weighted_boxes_fusion(
     Returns:
         `[M, 4]` boxes, `[M]` scores, both best first, and `[M]` indices of the best box of each,
         whose label is that of the fused box.
+
+    Raises:
+        ValueError: an unknown conf_type; weights that are not one a source, or without `source`.
     """
     if conf_type not in ("avg", "max"):
         raise ValueError(f"unknown conf_type {conf_type!r}; choose avg or max")

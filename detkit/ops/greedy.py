@@ -143,6 +143,9 @@ def soft_nms(
 
     Returns:
         `[n]` indices of the boxes that stay, best first; `[n]` their new scores.
+
+    Raises:
+        ValueError: an unknown method.
     """
     if method not in ("linear", "gaussian"):
         raise ValueError(f"unknown method {method!r} of soft-NMS; choose linear or gaussian")

@@ -140,6 +140,9 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         `[...]`.
+
+    Raises:
+        ValueError: fewer than two bins.
     """
     bins = logits.shape[-1]
     if bins < 2:

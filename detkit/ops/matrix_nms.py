@@ -40,6 +40,9 @@ def matrix_nms(
 
     Returns:
         `[n]` indices of the boxes that stay, best first; `[n]` their new scores.
+
+    Raises:
+        ValueError: an unknown method.
     """
     if method not in ("linear", "gaussian"):
         raise ValueError(f"unknown method {method!r} of matrix NMS; choose linear or gaussian")

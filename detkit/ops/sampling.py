@@ -146,6 +146,9 @@ class Assigner:
         positive_fraction: at most this share of them is positive, if balanced.
         allow_low_quality: every truth gets its best candidates, however low their overlap.
         sampler: "balanced", or "random" for positives and negatives as they come.
+
+    Raises:
+        ValueError: an unknown sampler.
     """
 
     positive_iou: float

@@ -64,6 +64,9 @@ def suppress(
 
     Returns:
         Best first.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     boxes, scores = found.boxes, found.scores
     groups = None if class_agnostic else found.labels
@@ -144,6 +147,9 @@ def fuse(
 
     Returns:
         Best first.
+
+    Raises:
+        ValueError: an unknown kind; weights that are not one a source, or not above 0.
     """
     if weights is not None and (len(weights) != len(parts) or min(weights, default=1) <= 0):
         raise ValueError(f"{len(parts)} sources need as many weights above 0, got {list(weights)}")

@@ -64,7 +64,11 @@ def segment(
 
 
 def smooth(image: np.ndarray, sigma: float) -> NDArray[np.float32]:
-    """Blur a picture with a Gaussian; `[H, W, C]` float32."""
+    """Blur a picture with a Gaussian; `[H, W, C]` float32.
+
+    Raises:
+        ValueError: a picture without pixels, or a negative sigma.
+    """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(f"image must be [H, W] or [H, W, C] with pixels, got {list(image.shape)}")
     if sigma < 0:

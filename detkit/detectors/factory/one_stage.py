@@ -19,7 +19,11 @@ from detkit.ops import BOX_LOSSES, focal_loss, match, task_aligned_match
 
 
 def build_retinanet(config: ModelConfig, num_classes: int) -> OneStage:
-    """Anchors and the focal loss."""
+    """Anchors and the focal loss.
+
+    Raises:
+        ValueError: another number of lists of anchor sizes than of maps.
+    """
     section = config.retinanet
     assert section is not None  # the schema fills it in
     body = build_body(config, finest=8)
@@ -56,7 +60,11 @@ def _octave_sizes(levels: Sequence[MapGeometry], count: int) -> list[list[float]
 
 
 def build_fcos(config: ModelConfig, num_classes: int) -> OneStage:
-    """Cells instead of anchors."""
+    """Cells instead of anchors.
+
+    Raises:
+        ValueError: limits that do not ascend, or are not one fewer than the maps.
+    """
     section = config.fcos
     assert section is not None  # the schema fills it in
     body = build_body(config, finest=8)

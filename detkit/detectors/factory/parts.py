@@ -40,6 +40,9 @@ def build_body(config: ModelConfig, *, finest: int = 1) -> Body:
     Args:
         config: of the detector.
         finest: where the recipe names no out_indices, maps of a smaller stride are left out.
+
+    Raises:
+        ValueError: settings that the backbone does not take, or maps that do not fit together.
     """
     backbone = build_backbone(config, finest=finest)
     maps = [MapGeometry(info.stride, info.center) for info in backbone.feature_info]

@@ -12,7 +12,11 @@ from detkit.ops import Assigner
 
 
 def build_sliding_window(config: ModelConfig, num_classes: int) -> SlidingWindow:
-    """A classifier of windows, slid over the image."""
+    """A classifier of windows, slid over the image.
+
+    Raises:
+        ValueError: a backbone with several maps, or too small windows.
+    """
     settings = config.sliding_window
     assert settings is not None  # the schema fills it in
     backbone = build_backbone(config)
