@@ -25,6 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import detkit
 from detkit import cli
+from detkit.detectors.torchvision_weights import PUBLISHED
 from detkit.engine.device import leave_cores_to
 from detkit.inference.predictor import Predictor
 from detkit.inference.sinks import (
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
             options.checkpoint,
             weights=options.weights,
             device=options.device,
-            overrides=[f"test.thresholds={json.dumps(options.threshold)}"],
+            overrides=[*options.overrides, f"test.thresholds={json.dumps(options.threshold)}"],
         )
         total = frame_count(source, options.max_frames)
         sinks = create_sinks(options, source, predictor, total)
@@ -173,10 +174,17 @@ def report(
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw what a detector finds.")
     add = parser.add_argument
-    add("checkpoint", help="best.pt of a run, or fasterrcnn_resnet50_fpn with --weights coco")
+    published = ", ".join(PUBLISHED)
+    add("checkpoint", help=f"best.pt of a run, or with --weights coco one of {published}")
     add(
         "source",
         help="a picture, a folder of pictures, a video, a camera (0) or a URL (rtsp://...)",
+    )
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="changes to its recipe, e.g. test.tile=640 for large pictures",
     )
     add(
         "--out", type=Path, help="folder or file to write to (default: demo/ beside the checkpoint)"
@@ -195,7 +203,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--max-frames", type=positive, metavar="N", help="stop after so many")
     add("--weights", help="of a published model: coco, or a file")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def number_or_file(text: str) -> float | str:

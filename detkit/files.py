@@ -41,6 +41,26 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         handle.write(data.encode() if isinstance(data, str) else data)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise unless a file can be written there, as far as can be seen without writing.
+
+    To be asked before the work whose result goes there.
+
+    Raises:
+        ValueError: it is a folder, or lies in what is no folder or may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; name a file")
+    for parent in path.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"cannot write {path}: {parent} is a file, not a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise ValueError(f"cannot write {path}: no permission to write in {parent}")
+            return
+
+
 def remove_leftovers(path: str | Path) -> None:
     """Delete what killed processes left of writing `path`; nobody may be writing it now."""
     path = Path(path)

@@ -86,7 +86,7 @@ def refused(path: Path, *overrides: str) -> str:
         ("model: {backbone: [a]}", "model.backbone: got ['a']; should be an object"),
         (
             "model: {backbone: {out_indices: 2}}",
-            "model.backbone.out_indices: got 2; should be a va",
+            "model.backbone.out_indices: got 2; should be a list, in br",
         ),
         (
             "model: {backbone: {settings: {width: 8}}}",
@@ -126,6 +126,10 @@ def refused(path: Path, *overrides: str) -> str:
         (
             "model: {detector: sliding_window, sliding_window: {positive_iou: 0.3}}",
             "model.sliding_window: got {'positive_iou': 0.3}; positive_iou 0.3 is below negative_i",
+        ),
+        (
+            "model: {detector: fcos, roi: {hidden: 8}, select: {score_threshold: 0.1, nms: diou}}",
+            "model: fcos has no section 'roi'; leave it out",  # without all that model holds
         ),
         ("test: {tile_whole: true}", "test: got {'tile_whole': True}; tile_whole is about tiles"),
         # wrong choices
@@ -183,7 +187,7 @@ def test_a_value_of_neither_type_is_one_line_for_each(tmp_path: Path) -> None:
     key = "model.backbone.attention_stages"
     got = refused(written(tmp_path, "model: {backbone: {attention_stages: 3}}"))
     assert got.split("\n") == [
-        f"FILE: {key}: got 3; should be a valid array",
+        f"FILE: {key}: got 3; should be a list, in brackets: [...]",
         f"FILE: {key}: got 3; should be an object",
     ]
 

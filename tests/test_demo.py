@@ -107,6 +107,14 @@ def test_threshold_of_each_class_from_a_file(
     )
 
 
+def test_recipe_can_be_changed(
+    demo: ModuleType, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = "model.select.max_detections=2"
+    demo.main([str(checkpoint), str(folder / "0.png"), change, "--threshold", "0"])
+    assert "detections of score 0 or more: 2\n" in capsys.readouterr().out
+
+
 def test_folder_with_json_and_sheet(
     demo: ModuleType,
     checkpoint: Path,
@@ -246,6 +254,8 @@ def test_failure_leaves_no_file(
         (["{folder}/0.png", "--save-json", "{folder}"], "pictures is a folder; name a file"),
         (["{folder}/0.png", "--sheet", "sheet.txt"], "cannot write a picture as sheet.txt"),
         (["{folder}/0.png", "--weights", "coco"], "has its own"),
+        (["{folder}/0.png", "test.tile=0"], "test.tile: got 0; should be greater"),
+        (["{folder}/0.png", "{folder}/1.png"], "is not of the form key.path=value"),
         (["{folder}/broken.jpg"], "broken.jpg: broken, truncated or not an image"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.files import open_atomically, remove_leftovers, write_atomically
+from detkit.files import check_writable, open_atomically, remove_leftovers, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -93,6 +93,17 @@ def test_a_name_that_is_a_folder_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="file"):
         write_atomically(tmp_path / "file", "x")
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+    check_writable(file)
+    check_writable(tmp_path / "new" / "folder" / "file")
+    for path, message in ((tmp_path, "is a folder"), (file / "a" / "b", f"{file} is a file")):
+        with pytest.raises(ValueError, match=message):
+            check_writable(path)
     assert names(tmp_path) == ["file"]
 
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import detkit.engine.evaluate
 from detkit import cli
 from detkit.config import Recipe, load_recipe, recipe_to_yaml
 from detkit.detectors import RegionProposal
@@ -327,7 +328,7 @@ def test_test_prefers_the_test_data(
         (["BEST", "data.val.annotations=TEXT"], "TEXT is not valid JSON:"),
         (
             ["BEST", "model.fpn.channels=8"],
-            "weights of the checkpoint do not fit RegionProposal: 1",
+            "BEST: weights of the checkpoint do not fit RegionProposal: 1",
         ),
     ],
 )
@@ -447,13 +448,26 @@ def test_choose_thresholds_and_use_them(command: Any, checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [
-        ("test", ["BEST", "test.tile=0"], "BEST: test.tile: got 0; should be greater than 0"),
+        ("test", ["BEST", "test.tile=1"], "BEST: test.tile: got 1; should be greater than or equ"),
+        ("test", ["BEST", "test.scales=[1000]"], "BEST: test.scales.0: got 1000; should be less"),
+        ("test", ["BEST", "test.scales=2"], "BEST: test.scales: got 2; should be a list, in brack"),
         ("test", ["BEST", "test.scales=[1,-2]"], "BEST: test.scales.1: got -2; should be greater"),
-        ("test", ["BEST", "test.ranges=[[0,9],[9,99]]"], "BEST: test: got "),
+        (
+            "test",
+            ["BEST", "test.ranges=[[0,9],[9,99]]"],
+            "BEST: test: ranges has 2 entries; giv",
+        ),
         ("test", ["BEST", "test.tile_overlap=1"], "BEST: test.tile_overlap: got 1; should be less"),
         ("test", ["BEST", "OTHER"], "OTHER knows the classes cat, dog, eel, BEST knows blue, gre"),
         ("test", ["BEST", "BEST"], "a checkpoint is named twice: BEST, BEST"),
-        ("test", ["BEST", "flip"], "no checkpoint at flip"),
+        ("test", ["BEST", "flip"], "'flip' is neither a checkpoint nor of the form key"),
+        ("test", ["BEST", "no/best.pt"], "no checkpoint at no/best.pt"),
+        ("test", ["BEST", "--out", "BEST"], "cannot write BEST/metrics.json: BEST is a file, not"),
+        (
+            "test",
+            ["BEST", "UNFIT"],
+            "UNFIT: weights of the checkpoint do not fit RegionProp",
+        ),
         (
             "test",
             ["BEST", "test.fusion.nms=sft_linear"],
@@ -485,6 +499,11 @@ def test_choose_thresholds_and_use_them(command: Any, checkpoint: Path, tmp_path
             ["BEST", "--false-alarm", "0", "--miss", "0"],
             "both --false-alarm and --miss of 'blue' are 0",
         ),
+        (
+            "choose_thresholds",
+            ["BEST", "--out", "."],
+            "cannot write .: it is a folder; name a",
+        ),
         ("choose_thresholds", ["BEST", "data.val=null"], "the recipe names no data.val; set data"),
     ],
 )
@@ -499,8 +518,12 @@ def test_mistake_about_looks_and_thresholds(
 ) -> None:
     other = tmp_path / "other.pt"
     save_checkpoint(other, replace(load_checkpoint(checkpoint), class_names=("cat", "dog", "eel")))
+    unfit = tmp_path / "unfit.pt"
+    whole = load_checkpoint(checkpoint)
+    save_checkpoint(unfit, replace(whole, weights=dict(list(whole.weights.items())[1:])))
     monkeypatch.chdir(tmp_path)
-    for name, path in (("BEST", checkpoint), ("OTHER", other)):
+    monkeypatch.setattr(detkit.engine.evaluate, "detect", never)  # all mistakes come before
+    for name, path in (("BEST", checkpoint), ("OTHER", other), ("UNFIT", unfit)):
         arguments = [argument.replace(name, str(path)) for argument in arguments]
         message = message.replace(name, str(path))
     before = snapshot(tmp_path)
@@ -508,6 +531,10 @@ def test_mistake_about_looks_and_thresholds(
     assert done.code == 2
     assert done.line.startswith(message)
     assert snapshot(tmp_path) == before
+
+
+def never(*arguments: object, **settings: object) -> None:
+    raise AssertionError("the detector has run")
 
 
 def test_pyramid_of_training_is_taken_off(command: Any, recipe_file: Path, tmp_path: Path) -> None:

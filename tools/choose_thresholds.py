@@ -16,7 +16,7 @@ from detkit.evaluation.thresholds import (
     thresholds_table,
     thresholds_to_yaml,
 )
-from detkit.files import write_atomically
+from detkit.files import check_writable, write_atomically
 
 
 def main(arguments: list[str]) -> None:
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = options.out or Path(options.checkpoint).parent / "thresholds.yaml"
     checkpoint = load_checkpoint(options.checkpoint, options.overrides)
     prices = prices_of(
         checkpoint.class_names,
@@ -43,9 +44,9 @@ def main(arguments: list[str]) -> None:
         miss=options.miss,
         prior=options.prior,
     )
+    check_writable(out)
     evaluator = validation_evaluator(checkpoint, device=pick_device(options.device))
     chosen = choose_thresholds(evaluator, prices)
-    out = options.out or Path(options.checkpoint).parent / "thresholds.yaml"
     write_atomically(out, thresholds_to_yaml(chosen))
     print(f"cost of an image on average:\n{thresholds_table(chosen)}\n\nwritten to {out}")
     print(

@@ -12,14 +12,15 @@ from detkit.data import proposal_records
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import pick_device
 from detkit.engine.proposal_recall import measure_proposals
-from detkit.files import write_atomically
+from detkit.files import check_writable, write_atomically
 
 
 def main(arguments: list[str]) -> None:
     """Find (or read) the proposals of a recipe's data and report their recall."""
     parser = argparse.ArgumentParser(
-        description="Recall of selective search (a recipe), or of a detector's first stage (a "
-        "checkpoint, or a recipe whose model.proposals is grid)."
+        description="Recall of proposals: of a recipe those of its model.proposals "
+        "(selective_search, grid, file), or else selective search; of a checkpoint those of its "
+        "first stage."
     )
     parser.add_argument("recipe", help="YAML file, or best.pt of a detector with two stages")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
@@ -29,6 +30,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    if options.out:
+        check_writable(options.out)
     detector = None
     if options.recipe.endswith(".pt"):
         checkpoint = load_checkpoint(options.recipe, options.overrides)
@@ -40,6 +43,7 @@ def main(arguments: list[str]) -> None:
     print(report)
     if options.out:
         write_atomically(options.out, json.dumps(proposal_records(report.proposals)))
+        print(f"\nwritten to {options.out}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import is_main, process_group
 from detkit.engine.evaluate import measure_ensemble
+from detkit.files import check_writable
 
 
 def main(arguments: list[str]) -> None:
@@ -38,10 +39,14 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if len(set(paths)) < len(paths):
         raise ValueError(f"a checkpoint is named twice: {', '.join(paths)}")
+    for each in paths[1:]:
+        if not Path(each).exists() and not each.endswith(".pt"):
+            raise ValueError(f"{each!r} is neither a checkpoint nor of the form key.path=value")
     members = {path: load_checkpoint(path, overrides) for path in paths}
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
     name = "test" if len(paths) == 1 else "ensemble"
     folder = Path(options.out) if options.out else Path(paths[0]).parent / name
+    check_writable(folder / "metrics.json")
     with process_group(device):
         result = measure_ensemble(members, folder=folder, device=device)
         if is_main():

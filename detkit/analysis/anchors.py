@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detkit.analysis.scales import box_shapes
-from detkit.analysis.subject import Subject
+from detkit.analysis.subject import Subject, without_pyramid
 from detkit.detectors import RegionProposal
 from detkit.detectors.rpn import RPN, AnchorGrid
 from detkit.engine.data import build_dataset
@@ -60,18 +60,20 @@ def fit_anchors(subject: Subject, *, k: int | None = None, seed: int = 0) -> Anc
             read.
     """
     recipe = subject.recipe
-    net = None if recipe is None else subject.build("cpu")
+    net = None if recipe is None else without_pyramid(subject.build("cpu"))
     if recipe is None or not (isinstance(net, RegionProposal) and isinstance(net.rpn, RPN)):
         raise ValueError(
-            f"{subject.name} has no anchors to compare; give a recipe of detector=region_proposal "
-            "with proposals=rpn"
+            f"{subject.name} has no anchors that model.rpn.anchor_boxes could set; give a recipe "
+            "of detector=region_proposal with proposals=rpn"
         )
     if recipe.data.train is None:
         raise ValueError(f"{subject.name} has no data.train whose boxes could be clustered; set it")
     given = _shapes_of(net.rpn.anchors)
     levels = len(net.rpn.anchors.levels)
     k = len(given) if k is None else k
-    if k < 1 or k % levels:
+    if k < 1:
+        raise ValueError(f"k {k} is not a number of clusters; give a multiple of {levels}")
+    if k % levels:
         raise ValueError(f"k {k} does not divide into {levels} levels; give a multiple of {levels}")
     dataset = build_dataset(recipe.data.train, role="train")
     shapes = torch.from_numpy(box_shapes(dataset, recipe.data.resize)).float()

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detkit.analysis.scales import Scales, box_sides, levels_of
-from detkit.analysis.subject import Subject, backbone_of
+from detkit.analysis.subject import Subject, backbone_of, without_pyramid
 from detkit.engine.data import build_dataset
 from detkit.files import open_atomically
 from detkit.registry import suggest
@@ -49,7 +49,7 @@ def save_plot(subject: Subject, path: str | Path) -> Scales:
 
 def scales_of(subject: Subject) -> Scales:
     """The levels of a network, and the boxes of its training data if it has a recipe."""
-    net = subject.build("cpu")  # anchors have values
+    net = without_pyramid(subject.build("cpu"))  # anchors have values
     body = backbone_of(net)
     recipe = subject.recipe
     if recipe is None:

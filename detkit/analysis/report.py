@@ -24,9 +24,11 @@ from detkit.analysis.speed import (
     measure_latency,
     peak_memory,
 )
-from detkit.analysis.subject import Subject, backbone_of, published_size
+from detkit.analysis.subject import Subject, backbone_of, published_size, without_pyramid
 from detkit.backbones import Backbone, Classifier, FeatureInfo, list_backbones
-from detkit.detectors import OneStage, RegionProposal, SlidingWindow
+from detkit.detectors import ImagePyramid, OneStage, RegionProposal, SlidingWindow
+from detkit.detectors.image_pyramid import Octaves
+from detkit.structures import Size
 
 _FIELD_NOTE = (
     "receptive field: side in pixels of the square that one cell depends on; centre: pixel, "
@@ -49,8 +51,11 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
     Raises:
         ValueError: it cannot be built, or does not take images of that size.
     """
-    net = subject.build()
+    whole = subject.build()
+    net = without_pyramid(whole)
     notes = [MACS_CONVENTION, MEMORY_CONVENTION, _FIELD_NOTE]
+    if isinstance(whole, ImagePyramid):
+        notes.append(_pyramid_note(whole, subject.size))
     measured: list[FeatureInfo] = []
     if gradient:
         try:
@@ -84,6 +89,16 @@ def describe(subject: Subject, *, gradient: bool = False) -> str:
     height, width = subject.size
     table = align(_columns(parts, measured))
     return "\n".join([f"{subject.name}, images of {height}x{width}", "", table, "", *notes])
+
+
+def _pyramid_note(net: ImagePyramid, size: Size) -> str:
+    scales = net.scales(size) if isinstance(net.scales, Octaves) else net.scales
+    ratio = sum(scale**2 for scale in scales)
+    return (
+        "one copy of the image, of its own size; image_pyramid looks at copies of "
+        f"{', '.join(f'{scale:g}' for scale in scales)} times it, which have {ratio:.2f} times "
+        "the pixels"
+    )
 
 
 def describe_speed(subject: Subject, setting: Setting) -> str:

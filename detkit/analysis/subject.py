@@ -22,7 +22,7 @@ from detkit.backbones import (
 from detkit.config import Recipe, SyntheticSource, load_recipe, parse_yaml
 from detkit.data import resized_shape
 from detkit.data.synthetic import CLASS_NAMES
-from detkit.detectors import create_detector
+from detkit.detectors import ImagePyramid, create_detector
 from detkit.detectors.factory import without_weights
 from detkit.registry import backbones, suggest
 from detkit.structures import Size
@@ -76,12 +76,18 @@ class Subject:
                 raise ValueError(f"settings {self.settings} of {self.name}: {error}") from None
 
 
+def without_pyramid(net: nn.Module) -> nn.Module:
+    """The detector that an image pyramid asks for every copy; anything else as it is."""
+    return net.detector if isinstance(net, ImagePyramid) else net
+
+
 def backbone_of(net: nn.Module) -> Backbone:
     """The backbone that a network is or has.
 
     Raises:
         ValueError: the detector has none.
     """
+    net = without_pyramid(net)
     if isinstance(net, Backbone):
         return net
     body = net.body if isinstance(net, Classifier) else getattr(net, "backbone", None)
@@ -116,6 +122,9 @@ def find_subject(
         recipe = load_recipe(target, overrides)
         classes = _classes_of(recipe) if num_classes is None else num_classes
         return Subject(recipe.name, size or _size_of(recipe), recipe, num_classes=classes)
+    if target.endswith(".pt"):
+        near = Path(target).with_name("recipe.yaml")
+        raise ValueError(f"{target} is a checkpoint; give its recipe, {near}")
     if target not in backbones:
         recipes = sorted(str(path) for path in Path("configs").glob("*.yaml"))
         raise ValueError(

@@ -17,6 +17,7 @@ from detkit.config.base import (
     NonNegativeInt,
     OpenFraction,
     Positive,
+    Scale,
     Section,
 )
 
@@ -330,7 +331,7 @@ SizeRange = tuple[NonNegative, Positive | None]
 class ImagePyramidConfig(Section):
     """The same detector on scaled copies of the image."""
 
-    scales: tuple[Positive, ...] | None = None  # null: 0.5, 1 and 2, or octaves where set
+    scales: tuple[Scale, ...] | None = None  # null: 0.5, 1 and 2, or octaves where set
     smallest: PositiveInt | None = None  # octaves: halve until a side would be shorter than this
     per_octave: PositiveInt = 1  # copies from one size to its half
     # of the objects that a copy is for: side (root of the area) in pixels of the copy; one range a

@@ -147,9 +147,12 @@ def recipe_to_yaml(recipe: Recipe | ClassifierRecipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
+_LONG = 60  # letters of a value in a message
+
+
 def _explain(problem: Any, schema: type[Section]) -> str:
     """One line for one pydantic error: the key, what was given, what is allowed."""
-    keys, section = _locate(problem["loc"], schema)
+    keys, section, is_section = _locate(problem["loc"], schema)
     key, given, kind = ".".join(keys), problem["input"], problem["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {suggest(keys[-1], section.model_fields if section else ())}"
@@ -164,19 +167,27 @@ def _explain(problem: Any, schema: type[Section]) -> str:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return f"{key}: got {_short(given)}; {suggest(str(given), choices)}"
+    if kind == "tuple_type":
+        return f"{key}: got {_short(given)}; should be a list, in brackets: [...]"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if is_section and kind == "value_error" and len(repr(given)) > _LONG:
+        return f"{key}: {message}"  # which names the keys that do not go together
     return f"{key}: got {_short(given)}; {message}" if key else message
 
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
 
 
 def _locate(
     loc: Iterable[str | int], schema: type[Section]
-) -> tuple[list[str], type[Section] | None]:
-    """Turn pydantic's location into a key path, and find the section that the last key is in."""
+) -> tuple[list[str], type[Section] | None, bool]:
+    """Turn pydantic's location into a key path.
+
+    Returns:
+        The path, the section that its last key is in, and whether the key is a section itself.
+    """
     keys: list[str] = []
     sections: list[type[Section]] = [schema]
     parent: type[Section] | None = schema
@@ -191,7 +202,7 @@ def _locate(
         parent = sections[0] if sections else parent
         field = sections[0].model_fields.get(str(part)) if sections else None
         sections = list(_sections_in(field.annotation)) if field is not None else []
-    return keys, parent
+    return keys, parent, bool(keys and sections)
 
 
 def _sections_in(annotation: Any) -> Iterable[type[Section]]:

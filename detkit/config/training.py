@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, PositiveInt, model_validator
 
-from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Section
+from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Scale, Section
 from detkit.config.model import FusionConfig, SizeRange, check_ranges
 
 
@@ -81,12 +81,12 @@ class TestConfig(Section):
     batch_size: PositiveInt = 8  # pictures, or tiles of a picture
     amp: Literal["auto", "bf16", "fp16", "off"] = "off"
     # looked at in these sizes, as factors on data.resize; pixels come from the original picture
-    scales: tuple[Positive, ...] = (1.0,)
+    scales: tuple[Scale, ...] = (1.0,)
     ranges: tuple[SizeRange, ...] | None = None  # see model.image_pyramid.ranges
     flip: bool = False  # look at the mirror image, too
     # cut pictures larger than this many of their own pixels into tiles of this side; each is
     # prepared as a picture of its own, by data.resize
-    tile: PositiveInt | None = None
+    tile: Annotated[int, Field(ge=32)] | None = None
     tile_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.2  # least share of neighbours in a tile
     tile_whole: bool = False  # look at the whole picture, too: objects larger than the overlap
     fusion: FusionConfig = FusionConfig()

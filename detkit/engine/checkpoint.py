@@ -57,7 +57,12 @@ class Checkpoint:
         # Its own weights follow; those that it once started from may be gone
         config = without_weights(self.recipe.model)
         detector = create_detector(config, num_classes=len(self.class_names))
-        load_into(detector, self.weights, source="of the checkpoint")
+        try:
+            load_into(detector, self.weights, source="of the checkpoint")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; leave the settings under model that shape the network as they were"
+            ) from None
         if self.recipe.train.channels_last:  # as batches are: else every layer reorders its input
             detector = detector.to(memory_format=torch.channels_last)
         return detector.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,9 +217,15 @@ def measure_ensemble(
     thresholds = None
     if first.recipe.test.thresholds is not None:
         thresholds = read_thresholds(first.recipe.test.thresholds, first.class_names)
+    detectors = [_detector_of(name, member) for name, member in members.items()]
     dataset = build_dataset(source, role="test")
     check_same_classes(dataset, first.class_names, "test")
-    parts = [detect_with(member, dataset, device=device) for member in members.values()]
+    # All made ready before the first one looks: a mistake about the last must not come hours later
+    looks = [
+        ready(detector, member.recipe, dataset, device=device)
+        for detector, member in zip(detectors, members.values(), strict=True)
+    ]
+    parts = [look() for look in looks]
     found = parts[0]
     if fuse is not None:
         found = {image: fuse([part[image] for part in parts]) for image in found}
@@ -236,13 +242,18 @@ def measure_ensemble(
     return result
 
 
-def detect_with(
-    checkpoint: Checkpoint, dataset: CocoDataset, *, device: torch.device
-) -> dict[int, Detections]:
-    """What a finished detector finds, looking at pictures as `test` of its recipe says."""
-    recipe = checkpoint.recipe
+def ready(
+    detector: Detector, recipe: Recipe, dataset: CocoDataset, *, device: torch.device
+) -> Callable[[], dict[int, Detections]]:
+    """All but the work of finding what is in a data set, looking as `test` of the recipe says.
+
+    Returns:
+        What does the work, and gives the detections by image id.
+
+    Raises:
+        ValueError: the detector needs proposals that the data set does not have.
+    """
     dtype = amp_dtype(recipe.test.amp, device)
-    share_cores(recipe)
     preparation = Preparation.of(recipe)
     loader = eval_loader(
         recipe,
@@ -251,9 +262,29 @@ def detect_with(
         transform=preparation.transform,
         batch_size=preparation.batch_size,
     )
-    detector = with_views(checkpoint.detector().to(device), recipe)
-    found, _ = detect(detector, loader, device=device, dtype=dtype)
-    return found
+
+    def look() -> dict[int, Detections]:
+        share_cores(recipe)
+        viewer = with_views(detector, recipe)
+        found, _ = detect(viewer.to(device), loader, device=device, dtype=dtype)
+        viewer.to("cpu")  # the next one needs the memory
+        return found
+
+    return look
+
+
+def detect_with(
+    checkpoint: Checkpoint, dataset: CocoDataset, *, device: torch.device
+) -> dict[int, Detections]:
+    """What a finished detector finds, see `ready`."""
+    return ready(checkpoint.detector(), checkpoint.recipe, dataset, device=device)()
+
+
+def _detector_of(name: str, checkpoint: Checkpoint) -> Detector:
+    try:
+        return checkpoint.detector()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from None
 
 
 def validation_evaluator(checkpoint: Checkpoint, *, device: torch.device) -> CocoEvaluator:

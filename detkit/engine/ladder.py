@@ -184,11 +184,16 @@ def _notes(trials: Sequence[Trial], done: Sequence[Trial], device: torch.device)
     notes = [
         f"Time for one picture, prepared for the network: median over {ROUNDS} rounds in which all "
         f"detectors take turns, batch 1, {where}, torch {torch.__version__}.",
-        "It includes the selective search of R-CNN and Fast R-CNN; their training time does not, "
-        "as the search is done once for all trainings and kept on disk.",
         "AP of small, medium and large objects: areas below 32 x 32, up to 96 x 96 and above, in "
         "pixels of the original picture.",
     ]
+    searching = [t.recipe.name for t in trials if t.recipe.model.proposals == "selective_search"]
+    if searching:
+        notes.insert(
+            1,
+            f"It includes the selective search of {', '.join(searching)}; the training time does "
+            "not, as the search is done once for all trainings and kept on disk.",
+        )
     missing = [trial.recipe.name for trial in trials if trial not in done]
     if missing:
         notes.append(f"Left out because their loss was not finite: {', '.join(missing)}.")

@@ -34,17 +34,20 @@ class ProposalReport:
         proposals: image id to `[P, 4]`.
         recall: of the objects of the data set.
         seconds: of a picture; None for proposals from a file.
+        origin: where they come from, in words.
     """
 
     proposals: Proposals
     recall: ProposalRecall
     seconds: float | None
+    origin: str
 
     def __str__(self) -> str:
         spent = "" if self.seconds is None else f", {self.seconds:.3f} seconds a picture"
         return (
-            f"{self.recall.proposals:.0f} proposals a picture{spent}; {self.recall.truths} objects "
-            f"in {len(self.proposals)} pictures\n\n{self.recall.table()}"
+            f"{self.origin}: {self.recall.proposals:.0f} proposals a picture{spent}; "
+            f"{self.recall.truths} objects in {len(self.proposals)} pictures\n\n"
+            f"{self.recall.table()}"
         )
 
 
@@ -92,14 +95,15 @@ def measure_given(dataset: CocoDataset) -> ProposalReport:
         sample = dataset[index]
         assert sample.proposals is not None
         found[sample.image_id] = sample.proposals
-    seconds = None
+    seconds, origin = None, "from a file"
     if isinstance(dataset.proposals, SearchedProposals):
         pictures = [dataset[index].image for index in range(min(_TIMED, len(dataset)))]
         start = time.perf_counter()
         for picture in pictures:
             selective_search(picture, dataset.proposals.settings)
         seconds = (time.perf_counter() - start) / len(pictures)
-    return ProposalReport(found, recall_of(found, dataset), seconds)
+        origin = "selective search"
+    return ProposalReport(found, recall_of(found, dataset), seconds, origin)
 
 
 @torch.no_grad()
@@ -136,7 +140,8 @@ def measure_first_stage(
             batch.targets, regions, batch.sizes, batch.original_sizes, strict=True
         ):
             found[target.image_id] = scale_boxes(boxes, size, original).numpy()
-    return ProposalReport(found, recall_of(found, dataset), spent / max(len(found), 1))
+    origin = f"first stage, {type(detector.rpn).__name__}"
+    return ProposalReport(found, recall_of(found, dataset), spent / max(len(found), 1), origin)
 
 
 def recall_of(proposals: Proposals, dataset: CocoDataset) -> ProposalRecall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from detkit.engine import distributed
 from detkit.engine.device import usable_cores
 from detkit.files import write_atomically
 from detkit.proposals import SearchSettings, selective_search, strategies_of
+
+logger = logging.getLogger(__name__)
 
 
 def search_settings(config: SelectiveSearchConfig) -> SearchSettings:
@@ -50,6 +53,11 @@ def with_proposals(model: ModelConfig, dataset: CocoDataset, *, role: str) -> Co
                 "proposals=FILE (COCO results JSON or .npz; tools/proposals.py writes such)"
             )
         return dataset
+    if dataset.proposals is not None and distributed.is_main():
+        why = f"{model.detector} has no proposals; leave it out"
+        if model.proposals is not None:
+            why = f"model.proposals is {model.proposals}; set it to file, or leave this out"
+        logger.warning("%s.proposals is not used: %s", role, why)
     if model.selective_search is None or model.roi is None:
         return dataset.with_proposals(None) if dataset.proposals is not None else dataset
     source = SearchedProposals(search_settings(model.selective_search), limit=model.roi.max_regions)

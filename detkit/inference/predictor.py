@@ -60,6 +60,7 @@ def load(
         ConnectionError: the published file is neither in the cache nor to be had.
     """
     target = pick_device(device)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     if str(model) in PUBLISHED:
         return _load_published(str(model), weights, target, overrides)
     if weights is not None:
@@ -67,7 +68,7 @@ def load(
             f"weights={str(weights)!r} goes with the name of a published model "
             f"({', '.join(PUBLISHED)}); the checkpoint {model} has its own"
         )
-    checkpoint = load_checkpoint(_checkpoint_path(model), list(overrides))
+    checkpoint = load_checkpoint(_checkpoint_path(model), overrides)
     return Predictor(
         checkpoint.detector(),
         checkpoint.recipe,

@@ -80,10 +80,11 @@ def test_boxes_are_clustered_as_the_recipe_resizes_them(recipe):
     ("arguments", "message"),
     [
         (["RECIPE", "--k", 5], "k 5 does not divide into 2 levels; give a multiple of 2"),
-        (["RECIPE", "--k", 0], "k 0 does not divide into 2 levels"),
+        (["RECIPE", "--k", 0], "k 0 is not a number of clusters; give a multiple of 2"),
         (["RECIPE", "--k", 4000], r"data.train has \d+ objects for 4000 clusters; give a smaller"),
-        (["resnet18"], "resnet18 has no anchors to compare; give a recipe of detector=region_prop"),
-        (["RECIPE", "model.proposals=grid", "model.rpn=null"], "tiny has no anchors to compare"),
+        (["resnet18"], "resnet18 has no anchors that model.rpn.anchor_boxes could set; give a"),
+        (["RECIPE", "model.proposals=grid", "model.rpn=null"], "tiny has no anchors that"),
+        (["run/best.pt"], "run/best.pt is a checkpoint; give its recipe, run/recipe.yaml"),
         (["nowhere.yaml"], "no recipe at nowhere.yaml"),
     ],
 )

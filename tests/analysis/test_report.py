@@ -222,6 +222,22 @@ def test_a_recipe(tiny_recipe, tmp_path):
     assert table["MACs"]["roi"] == f"{30 * roi:,}"
 
 
+@pytest.mark.parametrize(
+    ("pyramid", "note"),
+    [
+        ("{scales: [2, 0.5]}", "copies of 2, 0.5 times it, which have 4.25 times the pixels"),
+        ("{smallest: 32}", "copies of 1, 0.5 times it, which have 1.25 times the pixels"),
+    ],
+)
+def test_a_recipe_with_an_image_pyramid(tiny_recipe, tmp_path, pyramid, note):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe_to_yaml(tiny_recipe()), encoding="utf-8")
+    plain = describe(find_subject(str(path)))
+    text = describe(find_subject(str(path), [f"model.image_pyramid={pyramid}"]))
+    assert columns(text) == columns(plain)
+    assert note in text
+
+
 def test_speed():
     subject = find_subject("resnet18", ["width=8"], size=(64, 64))
     text = describe_speed(subject, Setting(torch.device("cpu"), batch=2, rounds=2))

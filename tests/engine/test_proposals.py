@@ -112,7 +112,9 @@ def test_changed_picture_is_searched_again(
     assert len(searches) == 10
 
 
-def test_file_is_read_and_asked_for(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_file_is_read_and_asked_for(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = ("model.proposals=file", "model.rpn=null")
     recipe = tiny_recipe(*asked)
     assert recipe.data.train is not None
@@ -129,7 +131,9 @@ def test_file_is_read_and_asked_for(tiny_recipe: Callable[..., Recipe], tmp_path
     assert batch.proposals is not None
     assert batch.proposals[0].tolist() == [[1, 2, 31, 42]]
     plain = tiny_recipe(f"data.train.proposals={path}")  # of a detector that finds its own
+    assert "not used" not in caplog.text
     assert next(iter(eval_loader(plain, dataset, pin_memory=False))).proposals is None
+    assert "proposals is not used: model.proposals is rpn; set it to file" in caplog.text
 
 
 def test_trains_and_predicts_on_searched_proposals(
@@ -180,11 +184,13 @@ def test_recall_of_searched_boxes_of_a_file_and_of_a_first_stage(
     assert len(report.proposals) == 9
     assert report.recall.at(0.5, 100) > 0.7  # plain rectangles, some of them overlapping
     assert report.seconds is not None and report.seconds > 0
-    assert "recall@0.5" in str(report) and "seconds a picture" in str(report)
+    assert str(report).startswith("selective search: ") and "recall@0.5" in str(report)
+    assert "seconds a picture" in str(report)
     rpn = tiny_recipe()
     detector = create_detector(rpn.model, num_classes=3)
     report = measure_proposals(rpn, split="train", detector=detector, device=CPU)
     assert all(len(boxes) <= 20 for boxes in report.proposals.values())
+    assert str(report).startswith("first stage, RPN: ")
     assert 0 <= report.recall.at(0.5, 100) <= 1
     with pytest.raises(ConfigError, match=r"names no data\.test"):
         measure_proposals(rpn, split="test", detector=None, device=CPU)
@@ -218,6 +224,7 @@ def test_command_writes_what_a_recipe_reads(
         detector=None,
         device=CPU,
     )
-    assert done.stdout.splitlines()[2:] == str(stored).splitlines()[2:]  # the table of recalls
+    table = str(stored).splitlines()[2:]
+    assert done.stdout.splitlines()[2:] == [*table, "", f"written to {out}"]
     assert "recall@0.5:0.95" in done.stdout
     assert SearchedProposals(SearchSettings()).folder().exists()

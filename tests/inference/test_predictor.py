@@ -166,7 +166,7 @@ def test_thresholds_by_class(
     with pytest.raises(ValueError, match="unknown class 'cats'; did you mean 'cat'"):
         predictor(pictures[0], score_threshold={"cats": 0.5})
     with pytest.raises(ValueError, match="unknown class 'cats'"):
-        load(tiny_checkpoint, device="cpu", overrides=["test.thresholds={cats: 0.5}"])
+        load(tiny_checkpoint, device="cpu", overrides="test.thresholds={cats: 0.5}")
 
 
 @pytest.mark.parametrize(
