@@ -120,6 +120,8 @@ def describe_speed(subject: Subject, setting: Setting) -> str:
     lines = [f"latency      {latency}", f"peak memory  {mebibytes(peak)} MiB: {what}", str(setting)]
     if subject.recipe is not None:
         lines.append("weights are random: a trained detector may report and suppress more or less")
+        if subject.recipe.model.proposals in ("selective_search", "file"):
+            lines.append("regions are random, and the time of finding them is not counted")
     return "\n".join(lines)
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from detkit.detectors import Detector
+from detkit.analysis.subject import without_pyramid
+from detkit.detectors import Detector, RegionProposal
+from detkit.detectors.proposals import GivenProposals
 from detkit.registry import suggest
 from detkit.structures import Batch, Size
 
@@ -116,7 +118,8 @@ def calls_of(net: nn.Module, size: Size, setting: Setting) -> Run:
         images = images.to(memory_format=torch.channels_last)
     if isinstance(net, Detector):
         sizes = (size,) * setting.batch
-        call: Run = partial(net, Batch(images, sizes, sizes))
+        batch = Batch(images, sizes, sizes, proposals=_proposals_for(net, size, setting))
+        call: Run = partial(net, batch)
     else:
         call = partial(net, images / 255)
     dtype = DTYPES[setting.dtype]
@@ -126,6 +129,16 @@ def calls_of(net: nn.Module, size: Size, setting: Setting) -> Run:
             return call()
 
     return run
+
+
+def _proposals_for(net: Detector, size: Size, setting: Setting) -> tuple[Tensor, ...] | None:
+    """Anywhere in the images, as many as the detector looks at, where they come with the images."""
+    inner = without_pyramid(net)
+    if not (isinstance(inner, RegionProposal) and isinstance(inner.rpn, GivenProposals)):
+        return None
+    corners = torch.rand(setting.batch, inner.rpn.most(size), 2, 2, device=setting.device)
+    corners = corners.sort(dim=2).values * corners.new_tensor((size[1], size[0]))
+    return tuple(corners.flatten(2))  # [B] times [P, 4]
 
 
 def measure_latency(

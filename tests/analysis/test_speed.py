@@ -118,3 +118,22 @@ def test_peak_on_a_gpu_counts_weights_too():
     peak = peak_memory(lambda: kept + 1, device=device)
     assert before + kept.nbytes <= peak < before + 2 * kept.nbytes
     assert measure_latency(lambda: kept + 1, device=device).median > 0
+
+
+def test_regions_that_come_with_images_are_there():
+    settings = {
+        "backbone": {"name": "resnet18", "width": 8, "out_indices": [2]},
+        "proposals": "selective_search",
+        "roi": {"pool": "pool", "max_regions": 7, "hidden": 8},
+        "fpn": None,
+        "image_pyramid": {"scales": [1]},
+    }
+    net = create_detector(settings, num_classes=3)
+    looked = []
+    find = net.detector.rpn.find
+    net.detector.rpn.find = lambda maps, batch: looked.append(find(maps, batch)) or looked[-1]
+    calls_of(net, (64, 96), Setting(CPU, batch=2))()
+    (regions,) = looked
+    assert [len(each) for each in regions] == [7, 7]
+    sides = torch.cat(regions)
+    assert (sides[:, 2:] > sides[:, :2]).all() and (sides[:, 2:] <= torch.tensor([96, 64])).all()
