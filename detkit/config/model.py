@@ -21,6 +21,9 @@ from detkit.config.base import (
     Section,
 )
 
+# On offsets or on boxes, see OFFSET_LOSSES and BOX_LOSSES in detkit/ops/losses.py
+BoxLossName = Literal["smooth_l1", "l1", "l2", "iou", "giou", "diou", "ciou"]
+
 
 class BackboneConfig(Section):
     """The network that turns pixels into feature maps. Null is the network's own default."""
@@ -162,7 +165,7 @@ class RoIConfig(Section):
     label_smoothing: Fraction = 0.0
     class_weights: tuple[NonNegative, ...] | None = None  # of the class loss, background last
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    box_loss: Literal["smooth_l1", "l1", "l2", "iou", "giou", "diou", "ciou"] = "smooth_l1"
+    box_loss: BoxLossName = "smooth_l1"
     box_loss_weight: NonNegative = 1.0
     smooth_l1_beta: NonNegative = 1 / 9
     class_agnostic: bool = False  # one box for all classes; of several stages: true
@@ -234,7 +237,7 @@ class SlidingWindowConfig(Section):
     copies: NonNegativeInt = 8  # of each truth, that are windows too
     jitter: Fraction = 0.15  # how far they are moved, as a share of their sides
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    box_loss: Literal["smooth_l1", "l1", "l2", "iou", "giou", "diou", "ciou"] = "smooth_l1"
+    box_loss: BoxLossName = "smooth_l1"
     box_loss_weight: NonNegative = 1.0
     smooth_l1_beta: NonNegative = 1 / 9
 

@@ -25,7 +25,7 @@ from detkit.config import (
     load_recipe,
     parse_yaml,
 )
-from detkit.engine.latency import TimedDetector, interleaved_latencies
+from detkit.engine.latency import TimedDetector, conditions, interleaved_latencies
 from detkit.engine.trials import (
     Datasets,
     Trial,
@@ -261,14 +261,10 @@ def _latencies(
 
 def _notes(plan: Plan, variants: Sequence[Variant], device: torch.device) -> Iterator[str]:
     """How it was measured."""
-    threads = torch.get_num_threads()
-    where = f"{threads} CPU thread{'s' * (threads > 1)}"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
     if any(variant.latency for variant in variants):
         yield (
             f"Latency: median over {ROUNDS} rounds in which all variants see the same picture one "
-            f"after the other, batch 1, {where}, torch {torch.__version__}; the ratio to the first "
+            f"after the other, batch 1, {conditions(device)}; the ratio to the first "
             "is the median of the rounds' ratios."
         )
     recipe = plan.combinations[0].trials[0].recipe

@@ -19,7 +19,7 @@ import torch
 from detkit.config import ConfigError, load_recipe
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.evaluate import source_to_test
-from detkit.engine.latency import interleaved_latencies
+from detkit.engine.latency import conditions, interleaved_latencies
 from detkit.engine.proposals import picture_proposals
 from detkit.engine.trials import (
     PICTURES,
@@ -177,13 +177,9 @@ def _metrics(trial: Trial) -> dict[str, float]:
 
 def _notes(trials: Sequence[Trial], done: Sequence[Trial], device: torch.device) -> list[str]:
     """How it was measured."""
-    threads = torch.get_num_threads()
-    where = f"{threads} CPU thread{'s' * (threads > 1)}"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
     notes = [
         f"Time for one picture, prepared for the network: median over {ROUNDS} rounds in which all "
-        f"detectors take turns, batch 1, {where}, torch {torch.__version__}.",
+        f"detectors take turns, batch 1, {conditions(device)}.",
         "AP of small, medium and large objects: areas below 32 x 32, up to 96 x 96 and above, in "
         "pixels of the original picture.",
     ]

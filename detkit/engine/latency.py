@@ -77,3 +77,12 @@ def _seconds(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start
+
+
+def conditions(device: torch.device) -> str:
+    """What times depend on beside the detector, for the note under a table."""
+    threads = torch.get_num_threads()
+    where = f"{threads} CPU thread{'s' * (threads > 1)}"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return f"{where}, torch {torch.__version__}"

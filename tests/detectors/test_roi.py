@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool, sigmoid_focal_loss
 
+from detkit.config import RoIConfig, RPNConfig, SlidingWindowConfig
 from detkit.detectors.base import MapGeometry
 from detkit.detectors.crop import RoICrop
 from detkit.detectors.roi import BoxLoss, ClassLoss, RoIAlign, RoIHead, RoIPool
 from detkit.ops import (
     BOX_LOSSES,
     OFFSET_LOSSES,
+    SAMPLERS,
     Assigner,
     Selection,
     box_iou,
@@ -340,6 +343,14 @@ def test_giou_is_of_decoded_boxes():
     assert torch.equal(found, expected)
     right = encode(truths, proposals, weights=weights)
     assert BoxLoss("giou", weight=2.0, beta=0.0)(right, proposals, truths, weights).max() < 1e-5
+
+
+def test_recipes_offer_what_there_is():
+    """The schema names them again, as it lies below."""
+    for section in (RoIConfig, SlidingWindowConfig):
+        offered = get_args(section.model_fields["box_loss"].annotation)
+        assert set(offered) == {*BOX_LOSSES, *OFFSET_LOSSES}
+    assert get_args(RPNConfig.model_fields["sampler"].annotation) == SAMPLERS
 
 
 @pytest.mark.parametrize("kind", [*BOX_LOSSES, *OFFSET_LOSSES])
