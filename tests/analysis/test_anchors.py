@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from detkit import cli
 from detkit.analysis import find_subject, fit_anchors
-from detkit.config import load_recipe, recipe_to_yaml
+from detkit.config import load_recipe
 from detkit.detectors import create_detector
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
-    """Run the command in this process; its exit code, what it printed, and its error lines."""
-    path = ROOT / "tools" / "cluster_anchors.py"
-    spec = importlib.util.spec_from_file_location("tools_cluster_anchors", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/cluster_anchors.py", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.run(module.main)
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
-def recipe(tiny_recipe, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe_to_yaml(tiny_recipe()), encoding="utf-8")
-    return path
+def command(load_command):
+    return load_command("cluster_anchors")
 
 
 def test_the_line_to_paste_is_a_detector_with_these_anchors(command, recipe):

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from detkit import cli
-from detkit.config import recipe_to_yaml
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def analyze(monkeypatch, capfd):
-    """Run the command in this process; its exit code, what it printed, and its error lines."""
-    path = ROOT / "tools" / "analyze.py"
-    spec = importlib.util.spec_from_file_location("tools_analyze", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/analyze.py", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.run(module.main)
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
-def recipe(tiny_recipe, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe_to_yaml(tiny_recipe()), encoding="utf-8")
-    return path
+def analyze(load_command):
+    return load_command("analyze")
 
 
 def test_a_backbone(analyze):
