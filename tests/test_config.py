@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -17,6 +17,7 @@ from detkit.config import (
     ClassifierRecipe,
     CocoSource,
     ConfigError,
+    ModelConfig,
     Recipe,
     apply_override,
     build_recipe,
@@ -27,7 +28,7 @@ from detkit.config import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 CLASSIFIERS = [p for p in RECIPES if "crop" in yaml.safe_load(p.read_text("utf-8"))["data"]]
 COCO = {"format": "coco", "annotations": "a.json", "images": "images"}
 
@@ -433,7 +434,7 @@ def test_what_is_given_outweighs_the_defaults_of_the_detector():
     assert (model.select.max_detections, model.select.pre_nms) == (7, 1000)
 
 
-@pytest.mark.parametrize("detector", ["sliding_window", "region_proposal", "retinanet", "fcos"])
+@pytest.mark.parametrize("detector", get_args(ModelConfig.model_fields["detector"].annotation))
 def test_a_resolved_recipe_is_read_as_the_same(detector, tmp_path):
     recipe = build_recipe({"name": "a", "model": {"detector": detector}})
     again = load_recipe(written(tmp_path, recipe_to_yaml(recipe)))

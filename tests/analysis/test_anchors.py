@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ import torch
 from detkit.analysis import find_subject, fit_anchors
 from detkit.config import load_recipe
 from detkit.detectors import create_detector
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
