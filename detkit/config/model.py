@@ -371,6 +371,7 @@ class SelectConfig(Section):
 
     score_threshold: Fraction = 0.05  # only scores above it, before and after suppression
     pre_nms: PositiveInt | None = None  # best candidates of each level that are looked at
+    # wbf and nmm join boxes; nmm is for the pieces that tiles see, and too greedy for raw boxes
     nms: SuppressionName = "hard"
     iou_threshold: Fraction = 0.5
     sigma: Positive = 0.5  # of the Gaussian ones; the smaller, the more a score falls
