@@ -383,9 +383,10 @@ def header_faults(name: str, text: str) -> list[str]:
     return faults
 
 
-@pytest.mark.parametrize("path", files_of("configs", "*.yaml"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", files_of("configs", "**/*.yaml"), ids=lambda path: path.name)
 def test_recipe_says_its_command_and_result(path: Path) -> None:
-    assert header_faults(path.name, path.read_text(encoding="utf-8")) == []
+    name = path.relative_to(ROOT / "configs").as_posix()
+    assert header_faults(name, path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
