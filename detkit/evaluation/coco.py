@@ -80,6 +80,8 @@ def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSett
         category_ids=tuple(truths.category_ids.tolist()),
         class_names=truths.class_names,
         settings=settings,
+        truths=truths,
+        detections=detections,
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detkit.evaluation.inputs import Bits, Bools, Curves, FlatDetections, FlatTruths, Floats, Ints
 
@@ -193,10 +194,8 @@ def match(
         candidates: the pairs.
         curves: at most 64.
     """
-    counting = np.where(truths.crowd, np.uint64(0), curves.in_range(truths.area))  # [M]
-    entries = _entries(candidates, counting, curves)
-    rounds = _rounds(ranked.detections, entries)
-    taken = _play(entries, rounds, np.where(truths.crowd, ~np.uint64(0), np.uint64(0)))
+    counting = _counting(truths, curves)
+    entries, taken = _settle(ranked, truths, candidates, curves)
     counts = counting[entries.truth]
     # pycocotools notes a match by the truth's id, so that it takes id 0 for none
     taken &= ~np.where(truths.id_is_zero[entries.truth], counts, np.uint64(0))
@@ -206,6 +205,33 @@ def match(
     anything = np.bitwise_or.reduceat(taken, first)
     order = np.argsort(detection)
     return Matches(detection[order], positive[order], anything[order])
+
+
+def taken_truths(
+    ranked: RankedDetections, truths: FlatTruths, candidates: Candidates, curves: Curves
+) -> NDArray[np.int32]:
+    """Which truth each detection takes, -1 for none, `[C, N]`; arguments are those of `match`."""
+    entries, taken = _settle(ranked, truths, candidates, curves)
+    table = np.full((len(curves), len(ranked.detections)), -1, np.int32)
+    for curve in range(len(curves)):
+        took = (taken >> np.uint64(curve)) & np.uint64(1) != 0
+        table[curve, entries.detection[took]] = entries.truth[took]
+    return table
+
+
+def _counting(truths: FlatTruths, curves: Curves) -> Bits:
+    """The curves for which each truth counts, `[M]`."""
+    return np.where(truths.crowd, np.uint64(0), curves.in_range(truths.area))
+
+
+def _settle(
+    ranked: RankedDetections, truths: FlatTruths, candidates: Candidates, curves: Curves
+) -> tuple[_Entries, Bits]:
+    """All attempts, and the curves for which each of them takes its truth."""
+    entries = _entries(candidates, _counting(truths, curves), curves)
+    rounds = _rounds(ranked.detections, entries)
+    taken = _play(entries, rounds, np.where(truths.crowd, ~np.uint64(0), np.uint64(0)))
+    return entries, taken
 
 
 @dataclass(frozen=True, slots=True)

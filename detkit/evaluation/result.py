@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detkit.evaluation.inputs import CocoSettings, Floats, Ints
+from detkit.evaluation.inputs import CocoSettings, CocoTruths, FlatDetections, Floats, Ints
+from detkit.evaluation.outcomes import Outcomes, find_outcomes
 
 
 class Statistic(NamedTuple):
@@ -84,6 +85,8 @@ class CocoResult:
         category_ids: sorted.
         class_names: in the order of the ids.
         settings: thresholds, area ranges and limits.
+        truths: what was to be found.
+        detections: what was found, in the order given.
     """
 
     precision: Floats = field(repr=False)
@@ -93,6 +96,19 @@ class CocoResult:
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     settings: CocoSettings
+    truths: CocoTruths = field(repr=False)
+    detections: FlatDetections = field(repr=False)
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """What became of every detection and truth of any size, at all thresholds."""
+        return find_outcomes(
+            self.truths.truths,
+            self.detections,
+            num_categories=len(self.category_ids),
+            iou_thresholds=self.settings.iou_thresholds,
+            limit=self.settings.max_dets[-1],
+        )
 
     @cached_property
     def stats(self) -> Floats:

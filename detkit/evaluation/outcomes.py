@@ -1,0 +1,131 @@
+"""What became of every detection and every truth: the matches behind the COCO metric.
+
+Curves of precision, confusion, errors and calibration all start from these. T overlap thresholds,
+N detections, M truths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detkit.evaluation.inputs import (
+    AREA_RANGES,
+    CURVES_PER_BLOCK,
+    Bools,
+    Curves,
+    FlatDetections,
+    FlatTruths,
+    Floats,
+    Ints,
+)
+from detkit.evaluation.matching import (
+    find_candidates,
+    rank_detections,
+    stable_argsort,
+    taken_truths,
+)
+
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """The matches for one area range and one limit on detections.
+
+    Attributes:
+        detections: N, by category, then best first; those beyond the limit are left out.
+        truths: M, by image, then category, then as given.
+        iou_thresholds: `[T]`.
+        truth_of: `[T, N]` index into `truths` of the truth that a detection took, -1 for none.
+        counts: `[M]` whether a truth counts: no crowd, and its area in the range.
+        ignored: `[T, N]` detections that are neither right nor wrong: they took a truth that does
+            not count, or none and their own area is out of the range.
+    """
+
+    detections: FlatDetections
+    truths: FlatTruths
+    iou_thresholds: Floats
+    truth_of: NDArray[np.int32]
+    counts: Bools
+    ignored: Bools
+
+    @property
+    def right(self) -> Bools:
+        """Detections that took a truth that counts (true positives), `[T, N]`."""
+        return (self.truth_of != NONE) & ~self.ignored
+
+    @property
+    def wrong(self) -> Bools:
+        """Detections that count and took no truth (false positives), `[T, N]`."""
+        return (self.truth_of == NONE) & ~self.ignored
+
+    @property
+    def detection_of(self) -> NDArray[np.int32]:
+        """Index into `detections` of the best one that took each truth, -1 for none, `[T, M]`."""
+        table = np.full((len(self.truth_of), len(self.truths)), NONE, np.int32)
+        for row, truth_of in zip(table, self.truth_of, strict=True):
+            took = np.flatnonzero(truth_of != NONE)[::-1]  # a crowd may be taken again and again
+            row[truth_of[took]] = took
+        return table
+
+    @property
+    def missed(self) -> Bools:
+        """Truths that count and that no detection took (false negatives), `[T, M]`."""
+        return self.counts & (self.detection_of == NONE)
+
+
+def find_outcomes(
+    truths: FlatTruths,
+    detections: FlatDetections,
+    *,
+    num_categories: int,
+    iou_thresholds: Sequence[float] | Floats = (0.5,),
+    area_range: tuple[float, float] = AREA_RANGES["all"],
+    limit: int = 100,
+) -> Outcomes:
+    """Match as the COCO metric does.
+
+    Args:
+        truths: in any order.
+        detections: in any order; equal scores rank in the order given.
+        num_categories: how many categories there are.
+        iou_thresholds: `[T]` in 0..1.
+        area_range: least and largest area in square pixels of what counts, both inclusive.
+        limit: detections of one category in one image that are looked at, the best ones.
+    """
+    thresholds = np.minimum(np.asarray(iou_thresholds, np.float64), 1 - 1e-10)
+    ranked = rank_detections(detections)
+    truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
+    candidates = find_candidates(
+        ranked,
+        truths,
+        num_categories=num_categories,
+        lowest_iou=float(thresholds.min()),
+        max_rank=limit,
+    )
+    blocks = [
+        thresholds[start : start + CURVES_PER_BLOCK]
+        for start in range(0, len(thresholds), CURVES_PER_BLOCK)
+    ]
+    tables = [
+        taken_truths(ranked, truths, candidates, _curves(block, area_range)) for block in blocks
+    ]
+    kept = np.flatnonzero(ranked.rank < limit)
+    found, truth_of = ranked.detections[kept], np.concatenate(tables)[:, kept]
+    counts = _inside(truths.area, area_range) & ~truths.crowd
+    outside = ~_inside(found.boxes[:, 2] * found.boxes[:, 3], area_range)
+    ignored = np.where(truth_of == NONE, outside, ~np.append(counts, True)[truth_of])
+    return Outcomes(found, truths, np.asarray(iou_thresholds, float), truth_of, counts, ignored)
+
+
+def _curves(thresholds: Floats, area_range: tuple[float, float]) -> Curves:
+    first: Ints = np.zeros(len(thresholds), np.int64)
+    return Curves(thresholds, first, np.array([area_range], np.float64))
+
+
+def _inside(area: Floats, area_range: tuple[float, float]) -> Bools:
+    return (area >= area_range[0]) & (area <= area_range[1])
