@@ -255,7 +255,8 @@ class RetinaNetConfig(Section):
     octave_scales: PositiveInt = 3  # 4, 5.04 and 6.35 times the stride
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
     convs: NonNegativeInt = 4  # before the last layers, of classes and of boxes
-    norm: Literal["batch", "group"] | None = None  # of these
+    # of these; no batch norm: the levels share it, and what they hold is not alike
+    norm: Literal["group"] | None = None
     prior: OpenFraction = 0.01  # probability that the untrained head gives each class
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.4
@@ -278,7 +279,7 @@ class FCOSConfig(Section):
     size_limits: tuple[Positive, ...] | None = None
     center_radius: Positive = 1.5  # strides from the centre of a box within which its cells are
     convs: NonNegativeInt = 4  # before the last layers, of classes and of boxes
-    norm: Literal["batch", "group"] | None = "group"  # of these
+    norm: Literal["group"] | None = "group"  # of these; see RetinaNetConfig
     prior: OpenFraction = 0.01  # probability that the untrained head gives each class
     focal_alpha: Fraction = 0.25
     focal_gamma: Focusing = 2.0

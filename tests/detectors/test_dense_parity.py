@@ -223,7 +223,6 @@ LAYERS = [
     ("retinanet", {"retinanet.anchor_sizes": [[32], [64], [128], [256], [512]]}),
     ("retinanet", {"retinanet.aspect_ratios": [0.5, 2.0]}),
     ("retinanet", {"retinanet.norm": "group"}),
-    ("retinanet", {"retinanet.norm": "batch"}),
     ("retinanet", {"fpn.p6_source": "c5"}),
     ("retinanet", {"fpn.norm": "batch"}),
     ("retinanet", {"fpn.extra": None, "retinanet.anchor_sizes": [[32], [64], [128]]}),
