@@ -22,6 +22,7 @@ from detkit.detectors.factory import without_weights
 from detkit.files import open_atomically
 
 FORMAT = 1
+_KEYS = ("recipe", "class_names", "category_ids", "model", "epoch", "metrics")
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,19 @@ def load_checkpoint(path: str | Path, overrides: list[str] | None = None) -> Che
     """Read a detector's checkpoint, with `key.path=value` changes to its recipe.
 
     Raises:
-        ValueError: no such file, not a checkpoint, or a broken one.
+        ValueError: no such file, not a checkpoint, a broken one, or weights that are not finite.
     """
     content = read_checkpoint(path)
     if "kind" in content:
         raise ValueError(f"{path} is of a {content['kind']}; give one that tools/train.py wrote")
+    if missing := [key for key in _KEYS if key not in content]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; give one that tools/train.py wrote")
+    broken = [name for name, each in content["model"].items() if not each.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path}: {len(broken)} weights are not finite (the first: {broken[0]}); "
+            "the training diverged: take an earlier checkpoint, or lower train.optimizer.lr"
+        )
     return Checkpoint(
         recipe=build_recipe(content["recipe"], overrides or (), where=str(path)),
         class_names=tuple(content["class_names"]),

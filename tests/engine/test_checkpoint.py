@@ -176,6 +176,21 @@ def test_another_checkpoint(tmp_path: Path, content: object, message: str) -> No
     assert refused(tmp_path / "x.pt").startswith(f"FILE {message}")
 
 
+def test_missing_parts_are_named(path: Path) -> None:
+    content = content_of(path)
+    del content["epoch"], content["metrics"]
+    torch.save(content, path)
+    assert "lacks epoch, metrics" in refused(path)
+
+
+def test_weights_that_are_not_finite_are_named(path: Path) -> None:
+    content = content_of(path)
+    name = next(name for name in content["model"] if name.endswith("weight"))
+    content["model"][name].view(-1)[0] = float("nan")
+    torch.save(content, path)
+    assert f"1 weights are not finite (the first: {name})" in refused(path)
+
+
 @pytest.mark.parametrize("version", [0, FORMAT + 1, "2"])
 def test_another_format(path: Path, version: object) -> None:
     torch.save({**content_of(path), "format": version}, path)
