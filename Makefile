@@ -52,11 +52,12 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f detkit/evaluation/_native*.so
 
 # opencv-python and opencv-python-headless (albumentations asks for it) share the folder cv2, and
 # the one installed last wins. pip's order leaves the one that can open a window; where the
 # system's libraries for windows are missing that one cannot be imported at all.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(wildcard detkit/evaluation/native/*.[ch])
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { \
 	    echo "error: '$(PYTHON)' is no Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@{ test ! -e $@ || test "$$(cat $@)" = "$(CURDIR)"; } && $(BIN)/python -c "" 2> /dev/null || rm -rf $(VENV)
