@@ -186,7 +186,7 @@ def test_missing_parts_are_named(path: Path) -> None:
 def test_weights_that_are_not_finite_are_named(path: Path) -> None:
     content = content_of(path)
     name = next(name for name in content["model"] if name.endswith("weight"))
-    content["model"][name].view(-1)[0] = float("nan")
+    content["model"][name].fill_(float("nan"))
     torch.save(content, path)
     assert f"1 weights are not finite (the first: {name})" in refused(path)
 
