@@ -96,8 +96,14 @@ def find_outcomes(
         iou_thresholds: `[T]` in 0..1.
         area_range: least and largest area in square pixels of what counts, both inclusive.
         limit: detections of one category in one image that are looked at, the best ones.
+
+    Raises:
+        ValueError: a threshold outside of 0..1.
     """
-    thresholds = np.minimum(np.asarray(iou_thresholds, np.float64), 1 - 1e-10)
+    given = np.asarray(iou_thresholds, np.float64)
+    if not ((given >= 0) & (given <= 1)).all():
+        raise ValueError(f"overlap thresholds must lie in 0..1, got {given.tolist()}")
+    thresholds = np.minimum(given, 1 - 1e-10)
     ranked = rank_detections(detections)
     truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
     candidates = find_candidates(
@@ -119,7 +125,7 @@ def find_outcomes(
     counts = _inside(truths.area, area_range) & ~truths.crowd
     outside = ~_inside(found.boxes[:, 2] * found.boxes[:, 3], area_range)
     ignored = np.where(truth_of == NONE, outside, ~np.append(counts, True)[truth_of])
-    return Outcomes(found, truths, np.asarray(iou_thresholds, float), truth_of, counts, ignored)
+    return Outcomes(found, truths, given, truth_of, counts, ignored)
 
 
 def _curves(thresholds: Floats, area_range: tuple[float, float]) -> Curves:

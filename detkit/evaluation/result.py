@@ -5,14 +5,25 @@ K categories, T thresholds, A area ranges, M limits, R recall levels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.evaluation.calibration import Calibration, calibration
+from detkit.evaluation.confusion import ConfusionMatrix, confusion_matrix
+from detkit.evaluation.curves import (
+    OperatingPoints,
+    PrCurve,
+    mean_curve,
+    operating_points,
+    pr_curves,
+)
 from detkit.evaluation.inputs import CocoSettings, CocoTruths, FlatDetections, Floats, Ints
 from detkit.evaluation.outcomes import Outcomes, find_outcomes
+from detkit.evaluation.roc import Froc, Roc, froc, image_roc
+from detkit.registry import suggest
 
 
 class Statistic(NamedTuple):
@@ -171,6 +182,68 @@ class CocoResult:
             for statistic, value in zip(STATISTICS, self.stats, strict=True)
         }
         return {**numbers, "per_class": [asdict(row) for row in self.per_class()]}
+
+    def outcomes_at(self, iou: float) -> Outcomes:
+        """`outcomes` at one overlap in 0..1, which need not be one of the thresholds."""
+        (rows,) = np.nonzero(np.isclose(self.settings.iou_thresholds, iou, rtol=0, atol=1e-9))
+        if len(rows):
+            row = slice(rows[0], rows[0] + 1)
+            every = self.outcomes
+            return replace(
+                every,
+                iou_thresholds=every.iou_thresholds[row],
+                truth_of=every.truth_of[row],
+                ignored=every.ignored[row],
+            )
+        return find_outcomes(
+            self.truths.truths,
+            self.detections,
+            num_categories=len(self.category_ids),
+            iou_thresholds=(iou,),
+            limit=self.settings.max_dets[-1],
+        )
+
+    def pr_curve(self, category_id: int | None = None, iou: float = 0.5) -> PrCurve:
+        """Precision over recall of a class, or the mean over the classes.
+
+        Raises:
+            ValueError: an unknown category, or an overlap outside of 0..1.
+        """
+        curves = self.pr_curves(iou)
+        if category_id is None:
+            return mean_curve(curves, iou=iou)
+        if category_id not in self.category_ids:
+            choices = suggest(str(category_id), [str(each) for each in self.category_ids])
+            raise ValueError(f"unknown category_id {category_id}; {choices}")
+        return curves[self.category_ids.index(category_id)]
+
+    def pr_curves(self, iou: float = 0.5) -> list[PrCurve]:
+        """Precision over recall of each class, in the order of `category_ids`."""
+        return pr_curves(self.truths, self.outcomes_at(iou))
+
+    def operating_points(self, iou: float = 0.5) -> OperatingPoints:
+        """Precision, recall and F1 over the score threshold, and the best threshold."""
+        return operating_points(self.truths, self.outcomes_at(iou))
+
+    def froc(self, iou: float = 0.5) -> Froc:
+        """Recall against false positives in an image."""
+        return froc(self.truths, self.outcomes_at(iou))
+
+    def roc(self) -> Roc:
+        """Is there one in the image? ROC curve and AUC of each class, by its best detection."""
+        return image_roc(self.truths, self.detections)
+
+    def confusion(self, iou: float = 0.5, score: float = 0.25) -> ConfusionMatrix:
+        """Which classes are taken for which, found in the background, or missed."""
+        limit = self.settings.max_dets[-1]
+        return confusion_matrix(self.truths, self.detections, iou=iou, score=score, limit=limit)
+
+    def calibration(
+        self, iou: float = 0.5, bins: int = 10, *, equal_mass: bool = False, score: float = 0.0
+    ) -> Calibration:
+        """Do scores mean what they say? Arguments are those of `calibration.calibration`."""
+        outcomes = self.outcomes_at(iou)
+        return calibration(self.truths, outcomes, bins=bins, equal_mass=equal_mass, score=score)
 
     def _limit(self, index: int) -> int:
         """Index of the limit of that place, or of the last one."""
