@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit.evaluation.backend import native_module
+from detkit.evaluation.compiled import draw_curves
 from detkit.evaluation.inputs import (
     RECALL_GRID,
     Bits,
@@ -60,7 +62,14 @@ class CurveArrays:
 def evaluate_arrays(
     truths: FlatTruths, detections: FlatDetections, *, num_categories: int, settings: CocoSettings
 ) -> CurveArrays:
-    """Evaluate flat arrays: sort, pair, match, accumulate."""
+    """Evaluate flat arrays: sort, pair, match, accumulate; compiled where there is a module."""
+    native = native_module()
+    if native is not None:
+        return CurveArrays(
+            *draw_curves(
+                native, truths, detections, num_categories=num_categories, settings=settings
+            )
+        )
     ranked = rank_detections(detections)
     truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
     candidates = find_candidates(

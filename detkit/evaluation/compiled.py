@@ -1,0 +1,103 @@
+"""The evaluation by the compiled module: arrays are laid out for it and taken from it.
+
+K categories, T thresholds, A area ranges, M limits, R recall levels, N detections.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detkit.evaluation.inputs import (
+    RECALL_GRID,
+    CocoSettings,
+    FlatDetections,
+    FlatTruths,
+    Floats,
+    Ints,
+)
+
+Indices = NDArray[np.int32]
+
+
+def draw_curves(
+    native: ModuleType,
+    truths: FlatTruths,
+    detections: FlatDetections,
+    *,
+    num_categories: int,
+    settings: CocoSettings,
+) -> tuple[Floats, Floats, Floats, Ints]:
+    """Precision `[T, R, K, A, M]`, recall `[T, K, A, M]`, scores, and truths `[A, K]`."""
+    ranges = np.array(list(settings.area_ranges.values()), np.float64)
+    limits = np.array(settings.max_dets, np.int64)
+    rows = (num_categories, len(ranges), len(limits), len(settings.iou_thresholds))
+    precision, scores = np.zeros((*rows, len(RECALL_GRID))), np.zeros((*rows, len(RECALL_GRID)))
+    recall, num_truths = np.zeros(rows), np.zeros((len(ranges), num_categories), np.int64)
+    native.draw_curves(
+        _columns(truths),
+        _columns(detections),
+        (settings.matching_thresholds, ranges, limits, RECALL_GRID),
+        _num_images(truths, detections),
+        num_categories,
+        (precision, scores, recall, num_truths),
+    )
+    # Views: the axes as pycocotools has them, without its strided writes.
+    precision, scores = (table.transpose(3, 4, 0, 1, 2) for table in (precision, scores))
+    return precision, recall.transpose(3, 0, 1, 2), scores, num_truths
+
+
+def find_takes(
+    native: ModuleType,
+    truths: FlatTruths,
+    detections: FlatDetections,
+    *,
+    num_categories: int,
+    settings: CocoSettings,
+) -> tuple[Indices, Indices, Indices]:
+    """Order of the detections and their ranks, `[N]`, and the truths they take, `[T, N]`.
+
+    Args:
+        native: the module.
+        truths: in the order to which indices refer.
+        detections: in any order.
+        num_categories: how many categories there are.
+        settings: with one area range and one limit.
+    """
+    count = len(detections)
+    order, rank = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    taken = np.full((len(settings.iou_thresholds), count), -1, np.int32)
+    native.find_takes(
+        _columns(truths),
+        _columns(detections),
+        (
+            settings.matching_thresholds,
+            np.array(list(settings.area_ranges.values()), np.float64),
+            np.array(settings.max_dets, np.int64),
+            RECALL_GRID,
+        ),
+        _num_images(truths, detections),
+        num_categories,
+        (order, rank, taken),
+    )
+    return order, rank, taken
+
+
+def _columns(table: FlatTruths | FlatDetections) -> tuple[NDArray[np.generic], ...]:
+    """The arrays as the module reads them; copied only where they are not so already."""
+    index = (table.image, table.category)
+    if isinstance(table, FlatDetections):
+        numbers, flags = (table.boxes, table.scores), ()
+    else:
+        numbers, flags = (table.boxes, table.area), (table.crowd, table.id_is_zero)
+    return (
+        *(np.ascontiguousarray(column, np.int64) for column in index),
+        *(np.ascontiguousarray(column, np.float64) for column in numbers),
+        *(np.ascontiguousarray(column, np.bool_) for column in flags),
+    )
+
+
+def _num_images(truths: FlatTruths, detections: FlatDetections) -> int:
+    return 1 + max(int(table.image.max(initial=-1)) for table in (truths, detections))
