@@ -8,6 +8,7 @@ detections their truths, `accumulation` draws the curves, `result` averages them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,33 @@ from detkit.evaluation.inputs import (
     FlatTruths,
     Floats,
     Ints,
+    TruthsById,
     index_of,
 )
+from detkit.evaluation.literal import evaluate_literally, is_ordinary
 from detkit.evaluation.result import CocoResult
 
 State = dict[str, np.ndarray]
 
 
 def evaluate_files(
-    gt_json: str | Path,
-    dt_json: str | Path,
+    gt_json: str | Path | Mapping[str, Any],
+    dt_json: str | Path | Sequence[Mapping[str, Any]],
     *,
     iou_thresholds: Sequence[float] | Floats | None = None,
     area_ranges: Mapping[str, tuple[float, float]] | None = None,
     max_dets: Sequence[int] = (1, 10, 100),
+    use_categories: bool = True,
     strict: bool = False,
 ) -> CocoResult:
-    """Evaluate a COCO results file against a COCO ground-truth file.
+    """Evaluate a COCO results file against a COCO ground-truth file, or what was read from them.
 
-    Differences from pycocotools, all where it fails: no detections give 0 instead of an exception,
-    `area` defaults to w * h and `iscrowd` to 0, and NaN or infinite numbers are an error. An
-    annotation with id 0 counts like any other; pycocotools takes every match with it for a miss.
+    Equal to pycocotools to the last bit, but for inputs on which it fails or is wrong, and then
+    `CocoResult.notes` says what differs: an annotation with id 0 counts like any other (pycocotools
+    takes every match with it for a miss), and so does each of several annotations with one id; AP
+    is that of the largest limit where there is none of 100 (pycocotools: -1); no detections give 0
+    (an exception); `area` defaults to w * h and `iscrowd` to 0 (exceptions); NaN and infinite
+    numbers are an error (an overlap that is NaN reaches all thresholds).
 
     Args:
         gt_json: ground truth.
@@ -52,21 +59,28 @@ def evaluate_files(
         area_ranges: name to least and largest area in square pixels, both inclusive; default
             COCO's all, small, medium, large.
         max_dets: limits on the detections of one category in one image.
-        strict: reproduce pycocotools also for annotation id 0 and for repeated annotation ids (it
-            counts the last annotation of that id each time).
+        use_categories: False lets a detection take a truth of any category, as for proposals
+            (`useCats` of pycocotools).
+        strict: reproduce pycocotools to the last bit in all of these as well, wherever it gives
+            numbers at all.
 
     Raises:
         ValueError: malformed JSON, a missing or wrong field, an image that the ground truth does
             not have (the message names file, index and field), or a wrong setting.
         OSError: a file cannot be read.
     """
-    settings = CocoSettings.of(iou_thresholds, area_ranges, max_dets)
-    truths = read_truths(gt_json, strict=strict)
-    return _evaluate(truths, read_detections(dt_json, truths), settings)
+    settings = CocoSettings.of(
+        iou_thresholds, area_ranges, max_dets, use_categories=use_categories, strict=strict
+    )
+    truths = read_truths(gt_json, strict=strict, use_categories=use_categories)
+    return _evaluate(truths, read_detections(dt_json, truths, strict=strict), settings)
 
 
 def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSettings) -> CocoResult:
-    arrays = evaluate_arrays(
+    if not settings.use_categories:
+        truths, detections = _as_one_category(truths, detections)
+    literally = settings.strict and not is_ordinary(truths.truths, detections)
+    arrays = (evaluate_literally if literally else evaluate_arrays)(
         truths.truths,
         detections,
         num_categories=len(truths.category_ids),
@@ -83,6 +97,27 @@ def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSett
         truths=truths,
         detections=detections,
     )
+
+
+def _as_one_category(
+    truths: CocoTruths, detections: FlatDetections
+) -> tuple[CocoTruths, FlatDetections]:
+    """All as one category, in the order of pycocotools: by category, then as given."""
+
+    def merge(flat: FlatTruths) -> FlatTruths:
+        flat = flat[np.argsort(flat.category, kind="stable")]
+        return replace(flat, category=np.zeros_like(flat.category))
+
+    by_id = truths.by_id
+    merged = replace(
+        truths,
+        category_ids=np.array([-1]),
+        class_names=("any category",),
+        truths=merge(truths.truths),
+        by_id=by_id and TruthsById(merge(by_id.truths), by_id.reasons),
+    )
+    found = detections[np.argsort(detections.category, kind="stable")]
+    return merged, replace(found, category=np.zeros_like(found.category))
 
 
 class CocoEvaluator:
@@ -116,14 +151,18 @@ class CocoEvaluator:
         iou_thresholds: Sequence[float] | Floats | None = None,
         area_ranges: Mapping[str, tuple[float, float]] | None = None,
         max_dets: Sequence[int] = (1, 10, 100),
+        use_categories: bool = True,
         strict: bool = False,
     ) -> CocoEvaluator:
         """Take the ground truth from a COCO file or the dict read from one.
 
         Arguments and errors are those of `evaluate_files`.
         """
-        settings = CocoSettings.of(iou_thresholds, area_ranges, max_dets)
-        return cls(read_truths(source, strict=strict), settings)
+        settings = CocoSettings.of(
+            iou_thresholds, area_ranges, max_dets, use_categories=use_categories, strict=strict
+        )
+        truths = read_truths(source, strict=strict, use_categories=use_categories)
+        return cls(truths, settings)
 
     @classmethod
     def from_arrays(

@@ -7,12 +7,13 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detkit.evaluation.differences import take_by_id
 from detkit.evaluation.inputs import (
     Bools,
     CocoTruths,
@@ -20,6 +21,7 @@ from detkit.evaluation.inputs import (
     FlatTruths,
     Floats,
     Ints,
+    TruthsById,
     index_of,
 )
 
@@ -27,20 +29,23 @@ _KEYS = ("images", "categories", "annotations")
 _INT64 = 2**63
 
 
-def read_truths(source: Mapping[str, Any] | str | Path, *, strict: bool = False) -> CocoTruths:
+def read_truths(
+    source: Mapping[str, Any] | str | Path, *, strict: bool = False, use_categories: bool = True
+) -> CocoTruths:
     """Read ground truth from a COCO file or the dict that was read from one.
 
     `area` defaults to w * h and `iscrowd` to 0.
 
     Args:
         source: path or dict.
-        strict: treat annotation id 0 and repeated annotation ids as pycocotools does.
+        strict: take annotations by their ids, as pycocotools does, and numbers that are not finite.
+        use_categories: as in CocoSettings, of interest to ids that repeat.
 
     Raises:
         ValueError: malformed JSON; a field is missing or wrong (the file, the index and the field).
         OSError: the file cannot be read.
     """
-    data, name = (source, "ground truth") if isinstance(source, Mapping) else _load(source)
+    data, name = (source, "ground truth") if isinstance(source, Mapping) else load_json(source)
     if not isinstance(data, Mapping):
         raise ValueError(
             f"{name}: ground truth must be a JSON object with images, categories and annotations, "
@@ -53,60 +58,69 @@ def read_truths(source: Mapping[str, Any] | str | Path, *, strict: bool = False)
     names = {
         int(record["id"]): str(record.get("name", record["id"])) for record in categories.records
     }
-    truths = _read_annotations(
-        _Table.of(data, "annotations", name), image_ids, category_ids, strict
+    annotations = _Table.of(data, "annotations", name, finite=not strict)
+    truths, by_id = _read_annotations(
+        annotations, image_ids, category_ids, strict=strict, use_categories=use_categories
     )
     class_names = tuple(names[int(category)] for category in category_ids)
-    return CocoTruths(image_ids, category_ids, class_names, truths, name)
+    return CocoTruths(image_ids, category_ids, class_names, truths, name, by_id)
 
 
 def _read_annotations(
-    table: _Table, image_ids: Ints, category_ids: Ints, strict: bool
-) -> FlatTruths:
+    table: _Table, image_ids: Ints, category_ids: Ints, *, strict: bool, use_categories: bool
+) -> tuple[FlatTruths, TruthsById | None]:
+    """The annotations of the listed images and categories, and as pycocotools takes them."""
     image, image_known = index_of(image_ids, table.integers("image_id"))
     category, category_known = index_of(category_ids, table.integers("category_id"))
     boxes = table.boxes("bbox")
-    truths = FlatTruths.of(
+    with np.errstate(over="ignore", invalid="ignore"):
+        area = boxes[:, 2] * boxes[:, 3]
+    truths = FlatTruths(
         image,
         category,
         boxes,
-        area=table.floats("area", (boxes[:, 2] * boxes[:, 3]).tolist()),
+        area=table.floats("area", area.tolist()),
         crowd=table.flags("iscrowd"),
+        id_is_zero=np.zeros(len(boxes), bool),
     )
-    known = image_known & category_known
-    if not strict:
-        return truths[known]
-    ids = table.integers("id")
-    truths = replace(truths, id_is_zero=ids == 0)
-    # pycocotools collects ids image by image, and looks each up in a dict where the last one wins.
-    _, group = np.unique(ids, return_inverse=True)
-    last = np.zeros(len(ids), np.int64)
-    last[group] = np.arange(len(ids))
-    listed = np.flatnonzero(known)
-    listed = listed[np.argsort(image[listed], kind="stable")]
-    listed = last[group[listed]]
-    return truths[listed[known[listed]]]
+    listed = image_known & category_known
+    try:
+        ids = table.integers("id")
+    except ValueError:
+        if strict:
+            raise
+        return truths[listed], None  # ids that are none do not matter but to pycocotools
+    collected = listed if use_categories else image_known
+    by_id = take_by_id(truths, ids, collected=collected, listed=listed)
+    if strict and by_id is not None:
+        return by_id.truths, by_id
+    return truths[listed], by_id
 
 
 def read_detections(
-    source: Sequence[Mapping[str, Any]] | str | Path, truths: CocoTruths
+    source: Sequence[Mapping[str, Any]] | str | Path, truths: CocoTruths, *, strict: bool = False
 ) -> FlatDetections:
     """Read detections in COCO's results format: a list of image_id, category_id, bbox and score.
 
     Detections of categories that the ground truth does not list are left out, as in pycocotools.
+
+    Args:
+        source: path or list.
+        truths: the ground truth.
+        strict: take numbers that are not finite.
 
     Raises:
         ValueError: malformed JSON; a field is missing or wrong, or an image is not in the ground
             truth (the file, the index and the field).
         OSError: the file cannot be read.
     """
-    data, name = _load(source) if isinstance(source, str | Path) else (source, "detections")
+    data, name = load_json(source) if isinstance(source, str | Path) else (source, "detections")
     if not isinstance(data, Sequence) or isinstance(data, str):
         raise ValueError(
             f"{name}: detections must be a JSON array of objects with image_id, category_id, bbox "
             f"and score, got {_describe(data)}"
         )
-    table = _Table(data, f"{name}: ")
+    table = _Table(data, f"{name}: ", finite=not strict)
     ids = table.integers("image_id")
     image, known = index_of(truths.image_ids, ids)
     if not known.all():
@@ -120,7 +134,13 @@ def read_detections(
     return found[np.flatnonzero(listed)]
 
 
-def _load(path: str | Path) -> tuple[Any, str]:
+def load_json(path: str | Path) -> tuple[Any, str]:
+    """What the file holds, and its name for error messages.
+
+    Raises:
+        ValueError: malformed JSON.
+        OSError: the file cannot be read.
+    """
     try:
         return json.loads(Path(path).read_bytes()), str(path)
     except (ValueError, RecursionError) as error:
@@ -143,20 +163,22 @@ class _Table:
     Attributes:
         records: JSON objects.
         place: prefix of `[index]` in error messages.
+        finite: NaN and infinite numbers are wrong.
     """
 
     records: Sequence[Mapping[str, Any]]
     place: str
+    finite: bool = True
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], key: str, name: str) -> _Table:
+    def of(cls, data: Mapping[str, Any], key: str, name: str, *, finite: bool = True) -> _Table:
         """The list under a key of the file's object."""
         if key not in data:
             raise ValueError(f"{name}: {key!r} is missing; ground truth needs {', '.join(_KEYS)}")
         records = data[key]
         if not isinstance(records, Sequence) or isinstance(records, str):
             raise ValueError(f"{name}: {key!r} must be a list, got {_describe(records)}")
-        return cls(records, f"{name}: {key}")
+        return cls(records, f"{name}: {key}", finite)
 
     def integers(self, field: str) -> Ints:
         """A column of ids, `[n]`."""
@@ -180,9 +202,9 @@ class _Table:
         if set(map(type, values)) <= {int, float}:
             with contextlib.suppress(OverflowError):
                 column = np.array(values, np.float64)
-                if np.isfinite(column).all():
+                if not self.finite or np.isfinite(column).all():
                     return column
-        self._check(field, values, _is_finite, "a finite number")
+        self._check(field, values, self._is_number, "a finite number")
         return np.array(values, np.float64)
 
     def boxes(self, field: str) -> Floats:
@@ -193,9 +215,9 @@ class _Table:
             if set(map(type, flat)) <= {int, float}:
                 with contextlib.suppress(OverflowError):
                     column = np.array(flat, np.float64).reshape(-1, 4)
-                    if np.isfinite(column).all():
+                    if not self.finite or np.isfinite(column).all():
                         return column
-        self._check(field, values, _is_box, "[x, y, width, height] in finite numbers")
+        self._check(field, values, self._is_box, "[x, y, width, height] in finite numbers")
         return np.array([list(value) for value in values], np.float64).reshape(-1, 4)
 
     def _values(self, field: str, defaults: Iterable[Any] | None = None) -> list[Any]:
@@ -213,6 +235,16 @@ class _Table:
                 if defaults is None and field not in record:
                     raise ValueError(f"{self.place}[{index}]: {field!r} is missing") from None
             raise
+
+    def _is_number(self, value: Any) -> bool:
+        if not self.finite and isinstance(value, float | np.floating):
+            return True
+        return _is_finite(value)
+
+    def _is_box(self, value: object) -> bool:
+        if not isinstance(value, list | tuple | np.ndarray) or len(value) != 4:
+            return False
+        return all(self._is_number(number) for number in value)
 
     def _check(
         self, field: str, values: list[Any], accepts: Callable[[Any], bool], wanted: str
@@ -238,9 +270,3 @@ def _is_integer(value: Any) -> bool:
 
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool | np.bool_ | int | np.integer)
-
-
-def _is_box(value: object) -> bool:
-    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 4:
-        return False
-    return all(_is_finite(number) for number in value)

@@ -132,6 +132,7 @@ class CocoTruths:
         class_names: of the categories, in that order.
         truths: the annotations of these images and categories.
         source: where it comes from, for error messages.
+        by_id: the annotations as pycocotools takes them, where that is different.
     """
 
     image_ids: Ints
@@ -139,6 +140,20 @@ class CocoTruths:
     class_names: tuple[str, ...]
     truths: FlatTruths
     source: str = "ground truth"
+    by_id: TruthsById | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TruthsById:
+    """Annotations as pycocotools takes them, which looks them up by their ids.
+
+    Attributes:
+        truths: of a repeated id the last annotation, each time; `id_is_zero` is set.
+        reasons: what is odd about the ids, as ends of "pycocotools ...".
+    """
+
+    truths: FlatTruths
+    reasons: tuple[str, ...]
 
 
 def index_of(ids: Ints, values: Ints) -> tuple[Ints, Bools]:
@@ -202,6 +217,9 @@ class CocoSettings:
         iou_thresholds: `[T]` in 0..1.
         area_ranges: name to (least, largest) area in square pixels, both inclusive.
         max_dets: limits on the detections of one category in one image, ascending.
+        use_categories: otherwise a detection of any category takes a truth of any category, as for
+            proposals, and all count as one category with the id -1.
+        strict: with pycocotools' bits also where it is wrong.
     """
 
     iou_thresholds: Floats = field(default_factory=IOU_GRID.copy)
@@ -209,6 +227,8 @@ class CocoSettings:
         default_factory=lambda: dict(AREA_RANGES)
     )
     max_dets: tuple[int, ...] = (1, 10, 100)
+    use_categories: bool = True
+    strict: bool = False
 
     @classmethod
     def of(
@@ -216,6 +236,9 @@ class CocoSettings:
         iou_thresholds: Sequence[float] | Floats | None = None,
         area_ranges: Mapping[str, tuple[float, float]] | None = None,
         max_dets: Sequence[int] = (1, 10, 100),
+        *,
+        use_categories: bool = True,
+        strict: bool = False,
     ) -> CocoSettings:
         """Check and complete what the caller gave; None stands for COCO's values.
 
@@ -235,7 +258,8 @@ class CocoSettings:
             raise ValueError(f"area_ranges must be name: (least, largest), got {area_ranges}")
         if not len(max_dets) or any(limit != int(limit) or limit < 1 for limit in max_dets):
             raise ValueError(f"max_dets must be positive whole numbers, got {tuple(max_dets)}")
-        return cls(thresholds.copy(), ranges, tuple(sorted(int(limit) for limit in max_dets)))
+        limits = tuple(sorted(int(limit) for limit in max_dets))
+        return cls(thresholds.copy(), ranges, limits, use_categories, strict)
 
     @property
     def matching_thresholds(self) -> Floats:
