@@ -55,6 +55,7 @@ from detkit.evaluation.matching import (
     stable_argsort,
 )
 from detkit.evaluation.outcomes import NONE, find_outcomes
+from detkit.evaluation.tables import known, number, plain
 
 RECALL_LEVELS: Floats = np.arange(101) / 100
 EVERY_AREA = (-np.inf, np.inf)
@@ -87,7 +88,7 @@ class ErrorAnalysis:
     Attributes:
         iou: overlap of a match.
         background_iou: overlap up to which a detection sees nothing but background.
-        ap: AP at `iou` before any correction, 0..1; -1 without truths and detections.
+        ap: AP at `iou` before any correction, 0..1; NaN without truths and detections.
         counts: errors of each type, by label.
         delta_ap: what AP gains if all errors of this one type are corrected, by label.
         delta_false_positives: what it gains if all wrong detections rank last.
@@ -135,23 +136,22 @@ class ErrorAnalysis:
 
     def table(self) -> str:
         """A line for each type."""
-        lines = [f"{'error':<15}  {'count':>8}     dAP"]
-        lines += [
-            f"{label:<15}  {self.counts[label]:8d}  {gain:6.4f}"
+        rows = [("error", "count", "dAP")]
+        rows += [
+            (label, str(self.counts[label]), number(gain, 4))
             for label, gain in self.delta_ap.items()
         ]
-        lines.append(f"{'false positives':<15}  {'':8}  {self.delta_false_positives:6.4f}")
-        lines.append(f"{'false negatives':<15}  {'':8}  {self.delta_false_negatives:6.4f}")
-        ap = f"{self.ap:.4f}" if self.ap >= 0 else "unknown: no truths, no detections"
-        lines.append(f"AP at an overlap of {self.iou:g}, as TIDE takes it: {ap}")
-        return "\n".join(lines)
+        rows.append(("false positives", "", number(self.delta_false_positives, 4)))
+        rows.append(("false negatives", "", number(self.delta_false_negatives, 4)))
+        head = f"AP at an overlap of {self.iou:g}, as TIDE takes it: {number(self.ap, 4)}"
+        return f"{head}\n{plain(rows)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays, ready for JSON."""
         return {
             "iou": self.iou,
             "background_iou": self.background_iou,
-            "AP": self.ap if self.ap >= 0 else None,
+            "AP": known(self.ap),
             "counts": dict(self.counts),
             "dAP": {
                 **self.delta_ap,
@@ -206,7 +206,7 @@ def analyse_errors(
     return ErrorAnalysis(
         iou=iou,
         background_iou=background_iou,
-        ap=oracle.before if len(rows) or len(order) else -1.0,
+        ap=oracle.before if len(rows) or len(order) else np.nan,
         counts={each.label: int(counts[each]) for each in ERRORS},
         delta_ap={each.label: oracle.gain(each) for each in ERRORS},
         delta_false_positives=oracle.gain_of_order(),

@@ -120,7 +120,7 @@ def test_cost_of_a_background_error() -> None:
     assert analysis.delta_false_positives == pytest.approx(0.5)
     assert analysis.delta_false_negatives == pytest.approx(0.0)
     assert analysis.typical(ErrorKind.BACKGROUND).tolist() == [0]
-    assert "background              1  0.5000" in analysis.table()
+    assert "background           1  0.5000" in analysis.table()
 
 
 def test_cost_of_a_missed_truth() -> None:
@@ -194,7 +194,7 @@ def test_the_best_100_of_an_image_count() -> None:
 @pytest.mark.parametrize("detections", [[], [(1, FAR, 0.9)]])
 def test_empty(truths: list[Any], detections: list[Any]) -> None:
     analysis = analyse(as_coco(truths, detections))
-    assert analysis.ap == (0 if truths or detections else -1)
+    assert analysis.ap == 0 if truths or detections else np.isnan(analysis.ap)
     assert set(analysis.delta_ap.values()) == {0.0}
     assert analysis.counts["missed"] == len(truths)
     assert analysis.counts["background"] == len(detections)
