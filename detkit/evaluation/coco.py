@@ -31,6 +31,7 @@ from detkit.evaluation.literal import evaluate_literally, is_ordinary
 from detkit.evaluation.result import CocoResult
 
 State = dict[str, np.ndarray]
+BOX_FORMATS = ("xyxy", "xywh")
 
 
 def evaluate_files(
@@ -212,7 +213,13 @@ class CocoEvaluator:
         return len(self._images)
 
     def update(
-        self, image_id: int, boxes: ArrayLike, scores: ArrayLike, category_ids: ArrayLike
+        self,
+        image_id: int,
+        boxes: ArrayLike,
+        scores: ArrayLike,
+        category_ids: ArrayLike,
+        *,
+        box_format: str = "xyxy",
     ) -> None:
         """Add the detections of one image; a second call for the same image changes nothing.
 
@@ -220,29 +227,37 @@ class CocoEvaluator:
 
         Args:
             image_id: as in the ground truth.
-            boxes: `[K, 4]` xyxy in pixels of the original image.
+            boxes: `[K, 4]` in pixels of the original image.
             scores: `[K]`.
             category_ids: `[K]`, original ids, not labels.
+            box_format: "xyxy" for corners, "xywh" for boxes as in COCO's files.
 
         Raises:
-            ValueError: unknown image, arrays that do not fit each other, NaN or infinite numbers.
+            ValueError: unknown image or format, arrays that do not fit each other or do not hold
+                numbers, ids that are not whole, and, unless `strict`, NaN, infinite numbers and
+                negative sizes.
         """
+        if box_format not in BOX_FORMATS:
+            raise ValueError(f"box_format must be {' or '.join(BOX_FORMATS)}, got {box_format!r}")
         image_id = int(image_id)
         if image_id not in self._place:
             raise ValueError(
                 f"image_id {image_id} is not among the {len(self._place)} images of "
                 f"{self.truths.source}"
             )
-        corners = np.asarray(boxes, np.float64)
-        found = {
-            "boxes": corners.reshape(-1, 4) if corners.size == 0 else corners,
-            # copies, for the caller may use the memory again; np.array would make tensors warn
-            "scores": np.asarray(scores, np.float64).copy(),
-            "category_ids": np.asarray(category_ids, np.int64).copy(),
+        values = _numbers(image_id, "boxes", boxes)
+        found: State = {
+            "boxes": values if values.size else values.reshape(-1, 4),
+            "scores": _numbers(image_id, "scores", scores),
+            "category_ids": _ids(image_id, "category_ids", category_ids),
         }
-        _check_detections(image_id, found)
-        low, high = np.split(found["boxes"], 2, axis=1)
-        found["boxes"] = np.concatenate([low, high - low], axis=1)
+        _check_shapes(image_id, found)
+        if not self.settings.strict:
+            _check_finite(image_id, found)
+        if box_format == "xyxy":
+            found["boxes"] = _corners_to_sizes(found["boxes"])
+        if not self.settings.strict:
+            _check_sizes(image_id, found["boxes"])
         self._images.setdefault(image_id, found)
 
     def state(self) -> State:
@@ -301,7 +316,28 @@ class CocoEvaluator:
         self._images.clear()
 
 
-def _check_detections(image_id: int, found: State) -> None:
+def _numbers(image_id: int, name: str, values: ArrayLike) -> Floats:
+    """A copy as float64, for the caller may use the memory again."""
+    try:
+        given = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"image_id {image_id}: {name}: {error}") from None
+    if given.size and given.dtype.kind not in "fiu":
+        raise ValueError(f"image_id {image_id}: {name} must be numbers, got {given.dtype} values")
+    return given.astype(np.float64)
+
+
+def _ids(image_id: int, name: str, values: ArrayLike) -> Ints:
+    numbers = _numbers(image_id, name, values)
+    wrong = (np.floor(numbers) != numbers) | ~(np.abs(numbers) < 2.0**63)
+    if wrong.any():
+        raise ValueError(
+            f"image_id {image_id}: {name} must be whole numbers of 64 bits, got {numbers[wrong][0]}"
+        )
+    return np.asarray(values).astype(np.int64)  # not by way of float64, which has but 53 bits
+
+
+def _check_shapes(image_id: int, found: State) -> None:
     shapes = [list(found[key].shape) for key in ("boxes", "scores", "category_ids")]
     count = len(found["scores"]) if found["scores"].ndim else 0
     if shapes != [[count, 4], [count], [count]]:
@@ -309,12 +345,32 @@ def _check_detections(image_id: int, found: State) -> None:
             f"image_id {image_id}: boxes, scores and category_ids must be [K, 4], [K] and [K], "
             f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
+
+
+def _check_finite(image_id: int, found: State) -> None:
     for key in ("boxes", "scores"):
-        if not np.isfinite(found[key]).all():
-            row = int(np.argmin(np.isfinite(found[key].reshape(count, -1)).all(axis=1)))
+        wrong, _ = np.nonzero(~np.isfinite(np.atleast_2d(found[key].T).T))
+        if len(wrong):
             raise ValueError(
-                f"image_id {image_id}: {key}[{row}] must be finite, got {found[key][row].tolist()}"
+                f"image_id {image_id}: {key}[{wrong[0]}] must be finite, "
+                f"got {found[key][wrong[0]].tolist()}"
             )
+
+
+def _corners_to_sizes(boxes: Floats) -> Floats:
+    low, high = np.split(boxes, 2, axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.concatenate([low, high - low], axis=1)
+
+
+def _check_sizes(image_id: int, boxes: Floats) -> None:
+    wrong, _ = np.nonzero(boxes[:, 2:] < 0)
+    if len(wrong):
+        width, height = boxes[wrong[0], 2:].tolist()
+        raise ValueError(
+            f"image_id {image_id}: boxes[{wrong[0]}] must not have a negative size, "
+            f"got {width} x {height}"
+        )
 
 
 def _sort_ids(ids: ArrayLike, name: str) -> tuple[Ints, Ints]:
