@@ -1,6 +1,7 @@
 """How good detections are: the COCO metric."""
 
 from detkit.evaluation.coco import CocoEvaluator, evaluate_files
+from detkit.evaluation.paired import compare
 from detkit.evaluation.result import ClassResult, CocoResult
 
-__all__ = ["ClassResult", "CocoEvaluator", "CocoResult", "evaluate_files"]
+__all__ = ["ClassResult", "CocoEvaluator", "CocoResult", "compare", "evaluate_files"]

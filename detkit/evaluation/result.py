@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.evaluation.bootstrap import ApInterval, ap_interval
 from detkit.evaluation.calibration import Calibration, calibration
 from detkit.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from detkit.evaluation.curves import (
@@ -109,6 +110,9 @@ class CocoResult:
     settings: CocoSettings
     truths: CocoTruths = field(repr=False)
     detections: FlatDetections = field(repr=False)
+    _intervals: dict[tuple[int, int], ApInterval] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -244,6 +248,19 @@ class CocoResult:
         """Do scores mean what they say? Arguments are those of `calibration.calibration`."""
         outcomes = self.outcomes_at(iou)
         return calibration(self.truths, outcomes, bins=bins, equal_mass=equal_mass, score=score)
+
+    def interval(self, resamples: int = 1000, seed: int = 0) -> ApInterval:
+        """How far AP would move with other images: bootstrap, made once for each pair of arguments.
+
+        Raises:
+            ValueError: fewer than 2 resamples.
+        """
+        key = resamples, seed
+        if key not in self._intervals:
+            self._intervals[key] = ap_interval(
+                self.truths, self.detections, self.settings, resamples=resamples, seed=seed
+            )
+        return self._intervals[key]
 
     def _limit(self, index: int) -> int:
         """Index of the limit of that place, or of the last one."""

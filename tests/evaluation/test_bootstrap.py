@@ -1,0 +1,359 @@
+"""Intervals of AP over resampled images, and paired differences."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detkit.evaluation import CocoEvaluator, CocoResult, compare, evaluate_files, resampling
+from detkit.evaluation.outcomes import find_outcomes
+from detkit.evaluation.resampling import rank_classes, weighted_precision
+
+Record = dict[str, Any]
+
+
+def make_case(seed: int, *, images: int = 30, tied: bool = False) -> tuple[Record, list[Record]]:
+    """Truths with crowds in three classes, the last one rare, and a detector of middling skill."""
+    rng = np.random.default_rng(seed)
+    truths: Record = {
+        "images": [{"id": 7 * image + 3} for image in range(images)],
+        "categories": [{"id": k, "name": f"class {k}"} for k in (2, 5, 9)],
+        "annotations": [],
+    }
+    detections: list[Record] = []
+    for image in truths["images"]:
+        hard = rng.normal(0, 0.5)  # what makes the detections of an image depend on each other
+        for _ in range(rng.integers(0, 6)):
+            size = rng.uniform(10, 120, 2)
+            box = np.concatenate([rng.uniform(0, 300, 2), size])
+            category = int(rng.choice([2, 5, 9], p=[0.5, 0.4, 0.1]))
+            truths["annotations"].append(
+                {
+                    "id": len(truths["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box.tolist(),
+                    "area": float(size.prod()),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+            if rng.random() < 0.85:
+                noise = rng.normal(0, 0.06 * np.exp(hard), 4) * np.tile(size, 2)
+                near = {"image_id": image["id"], "category_id": category}
+                near |= {"bbox": (box + noise).tolist(), "score": rng.beta(4, 2)}
+                detections.append(near)
+        for _ in range(rng.integers(0, 5)):
+            box = np.concatenate([rng.uniform(0, 300, 2), rng.uniform(10, 120, 2)])
+            category = int(rng.choice([2, 5, 9]))
+            far = {"image_id": image["id"], "category_id": category}
+            detections.append(far | {"bbox": box.tolist(), "score": rng.beta(2, 4)})
+    if tied:
+        for found in detections:
+            found["score"] = round(found["score"], 1)
+    return truths, detections
+
+
+def evaluate(truths: Record, detections: list[Record]) -> CocoResult:
+    evaluator = CocoEvaluator.from_coco(truths)
+    for image in truths["images"]:
+        found = [d for d in detections if d["image_id"] == image["id"]]
+        boxes = np.array([d["bbox"] for d in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        scores = [d["score"] for d in found]
+        evaluator.update(image["id"], boxes, scores, [d["category_id"] for d in found])
+    return evaluator.compute()
+
+
+def repeat(
+    truths: Record, detections: list[Record], weights: np.ndarray
+) -> tuple[Record, list[Record]]:
+    """The data set in which every image stands as often as its weight says."""
+    repeated: Record = {"images": [], "annotations": [], "categories": truths["categories"]}
+    more: list[Record] = []
+    for image, weight in zip(truths["images"], weights.tolist(), strict=True):
+        for _ in range(weight):
+            new = {"image_id": len(repeated["images"]) + 1}
+            repeated["images"].append({"id": new["image_id"]})
+            for annotation in truths["annotations"]:
+                if annotation["image_id"] == image["id"]:
+                    new_id = {"id": len(repeated["annotations"]) + 1}
+                    repeated["annotations"].append({**annotation, **new, **new_id})
+            more += [{**d, **new} for d in detections if d["image_id"] == image["id"]]
+    return repeated, more
+
+
+def weigh(result: CocoResult, weights: np.ndarray) -> np.ndarray:
+    """Average precision by category and threshold under these weights, `[K, T]`."""
+    outcomes = find_outcomes(
+        result.truths.truths,
+        result.detections,
+        num_categories=len(result.category_ids),
+        iou_thresholds=result.settings.iou_thresholds,
+    )
+    classes = rank_classes(outcomes, len(result.category_ids))
+    return np.concatenate([weighted_precision(each, weights[None]) for each in classes])
+
+
+def drawn(images: int, seed: int) -> np.ndarray:
+    return np.bincount(np.random.default_rng(seed).integers(0, images, images), minlength=images)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_weight_is_a_copy(seed: int, pycocotools: Callable[..., Any]) -> None:
+    truths, detections = make_case(seed, images=[1, 4, 30][seed % 3])
+    weights = drawn(len(truths["images"]), seed)
+    reference = pycocotools(*repeat(truths, detections, weights))
+    expected = reference.precision[:, :, :, 0, 2].mean(axis=1).T  # [K, T]
+    expected[(reference.precision[:, :, :, 0, 2] == -1).all(axis=(0, 1))] = np.nan
+    found = weigh(evaluate(truths, detections), weights)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_copies_stand_together_where_scores_tie() -> None:
+    """Equal scores in different images: as in the repeated set, image by image."""
+    truths, detections = make_case(3)
+    for place, found in enumerate(sorted(detections, key=lambda d: d["score"])):
+        found["score"] = place // 4 / 100
+    apart = {(d["image_id"], d["category_id"], d["score"]): d for d in detections}
+    detections = list(apart.values())  # none tie in their own image
+    result = evaluate(truths, detections)
+    for seed in range(5):
+        weights = drawn(30, seed)
+        expected = evaluate(*repeat(truths, detections, weights)).stats[0]
+        assert np.nanmean(weigh(result, weights)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_tied_detections_of_one_image_keep_their_copies() -> None:
+    """Right, wrong of equal score, twice: right right wrong wrong, not right wrong right wrong."""
+    truths: Record = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    one = {"image_id": 1, "category_id": 1, "score": 0.5}
+    detections = [{**one, "bbox": [0, 0, 9, 9]}, {**one, "bbox": [50, 50, 9, 9]}]
+    assert weigh(evaluate(truths, detections), np.array([2])) == pytest.approx(1.0)
+    alternating = evaluate(*repeat(truths, detections, np.array([2]))).stats[0]
+    assert alternating == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_estimate_is_the_ap(seed: int) -> None:
+    result = evaluate(*make_case(seed, tied=True))
+    interval = result.interval(resamples=20)
+    estimates = [each.estimate for each in (interval.AP, interval.AP50, interval.AP75)]
+    assert estimates == pytest.approx(result.stats[:3].tolist(), abs=1e-12)
+    rows = zip(interval.per_class(), result.per_class(), strict=True)
+    for mine, row in rows:
+        assert (mine.category_id, mine.name) == (row.category_id, row.name)
+        assert mine.AP.estimate == pytest.approx(row.AP, abs=1e-12)
+
+
+def test_interval_is_that_of_a_binomial() -> None:
+    """One truth in each image, found or not and nothing else: AP is the part that is found."""
+    images, found = 400, 240
+    truths: Record = {
+        "images": [{"id": image} for image in range(images)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": image + 1, "image_id": image, "category_id": 1, "bbox": [0, 0, 9, 9]}
+            for image in range(images)
+        ],
+    }
+    detections = [
+        {"image_id": image, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 1 - image / images}
+        for image in range(found)
+    ]
+    interval = evaluate(truths, detections).interval()
+    assert interval.AP.estimate == pytest.approx(61 / 101)
+    # 95 % of Binomial(400, 0.6) are in 221..259: the recalls 0.55 and 0.64, on the other side each
+    assert interval.AP.low == pytest.approx((2 * 61 - 65) / 101, abs=0.01)
+    assert interval.AP.high == pytest.approx((2 * 61 - 56) / 101, abs=0.01)
+
+
+def test_interval_covers_the_true_ap() -> None:
+    """A light version of benchmarks/bootstrap_coverage.py."""
+    truths, detections = make_case(1, images=1500)
+    everything = evaluate(truths, detections)
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(40):
+        chosen = set(rng.choice([image["id"] for image in truths["images"]], 60, replace=False))
+        part = {**truths, "images": [i for i in truths["images"] if i["id"] in chosen]}
+        part["annotations"] = [a for a in truths["annotations"] if a["image_id"] in chosen]
+        result = evaluate(part, [d for d in detections if d["image_id"] in chosen])
+        interval = result.interval(resamples=200).AP
+        covered += interval.low <= everything.stats[0] <= interval.high
+    assert 33 <= covered <= 40
+
+
+def test_same_seed_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    truths, detections = make_case(5)
+    first = evaluate(truths, detections).interval(resamples=50).as_dict()
+    other = evaluate(truths, detections).interval(resamples=50, seed=1).as_dict()
+    monkeypatch.setattr(resampling, "WEIGHTS_PER_CHUNK", 100)
+    monkeypatch.setattr(resampling, "SUMS_PER_CHUNK", 70)
+    assert evaluate(truths, detections).interval(resamples=50).as_dict() == first
+    assert other["AP"] != first["AP"]
+
+
+def reorder(records: list[Record]) -> list[Record]:
+    return [records[i] for i in np.random.default_rng(9).permutation(len(records))]
+
+
+def write(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_order_of_the_files_does_not_matter(tmp_path: Path) -> None:
+    truths, detections = make_case(6, images=200)
+    shuffled = {key: reorder(rows) for key, rows in truths.items()}
+    results = [
+        evaluate_files(write(tmp_path, "gt.json", gt), write(tmp_path, "dt.json", dt))
+        for gt, dt in [(truths, detections), (shuffled, reorder(detections))]
+    ]
+    first, second = (result.interval(resamples=200).as_dict() for result in results)
+    assert first == second
+    difference = compare(*results, resamples=200)
+    assert difference.AP == (0, 0, 0)
+    assert difference.better is None
+    assert difference.probability == 0.5
+    assert difference.sentence() == (
+        "no difference can be told from these 200 images: "
+        "B less A is 0.000 (95 % interval 0.000 to 0.000)"
+    )
+
+
+def test_reordered_files_with_ties_are_no_better() -> None:
+    truths, detections = make_case(7, images=200, tied=True)
+    results = [evaluate(truths, each) for each in (detections, reorder(detections))]
+    assert compare(*results, resamples=200).better is None
+
+
+def test_two_percent_of_shifted_boxes_are_noticed() -> None:
+    truths, detections = make_case(8, images=300)
+    rng = np.random.default_rng(0)
+    worse = copy.deepcopy(detections)
+    for found in worse:
+        if rng.random() < 0.02:
+            found["bbox"][0] += found["bbox"][2]  # by its whole width
+    a, b = evaluate(truths, detections), evaluate(truths, worse)
+    difference = compare(a, b, names=("plain", "shifted"))
+    assert difference.AP.estimate == pytest.approx(b.stats[0] - a.stats[0], abs=1e-12)
+    assert difference.AP.high < 0
+    assert difference.better == "plain"
+    assert difference.probability < 0.01
+    assert difference.sentence().startswith("plain is better than shifted by 0.0")
+    # two intervals side by side would not have told it
+    assert b.interval().AP.high > a.interval().AP.low
+    assert compare(b, a, names=("shifted", "plain")).sentence() == difference.sentence()
+
+
+def test_sentences_and_tables() -> None:
+    result = evaluate(*make_case(2))
+    interval = result.interval(resamples=100)
+    ap = interval.AP
+    assert ap.low < ap.estimate < ap.high
+    assert interval.sentence() == (
+        f"AP {ap.estimate:.3f} (95 % interval {ap.low:.3f} to {ap.high:.3f}, "
+        "100 resamples of 30 images)"
+    )
+    lines = interval.table().splitlines()
+    assert lines[0].split() == ["estimate", "low", "high"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        *("AP", "AP50", "AP75", "class 2", "class 5", "class 9")
+    ]
+    record = interval.as_dict()
+    assert record == json.loads(json.dumps(record, allow_nan=False))
+    assert record["AP"] == {"estimate": ap.estimate, "low": ap.low, "high": ap.high}
+    assert (record["resamples"], record["images"], record["reason"]) == (100, 30, None)
+    record = compare(result, result, resamples=100).as_dict()
+    assert record == json.loads(json.dumps(record, allow_nan=False))
+    assert (record["names"], record["better"], record["probability"]) == (["A", "B"], None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "with_truths", "reason"),
+    [
+        (0, 0, "it takes 2 images, and there are none"),
+        (1, 1, "it takes 2 images, and there is 1"),
+        (3, 0, "it takes 2 images with truths, and there are none"),
+        (3, 1, "it takes 2 images with truths, and there is 1"),
+        (3, 2, None),
+    ],
+)
+def test_too_little_for_an_interval(images: int, with_truths: int, reason: str | None) -> None:
+    truths: Record = {
+        "images": [{"id": image} for image in range(images)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": image + 1, "image_id": image, "category_id": 1, "bbox": [0, 0, 9, 9]}
+            for image in range(with_truths)
+        ],
+    }
+    result = evaluate(truths, [])
+    interval = result.interval(resamples=10)
+    assert interval.reason == reason
+    difference = compare(result, result, resamples=10)
+    for record in (interval.as_dict(), difference.as_dict()):
+        json.dumps(record, allow_nan=False)
+    interval.table(), difference.table()
+    if reason is None:
+        assert interval.AP == (0, 0, 0)  # nothing is found in any resample
+    else:
+        assert np.isnan(interval.AP[1:]).all()
+        assert interval.sentence() == difference.sentence() == f"no interval: {reason}"
+        assert difference.better is None
+
+
+def test_a_class_in_one_image_has_no_interval() -> None:
+    truths, detections = make_case(4)
+    truths["annotations"] = [a for a in truths["annotations"] if a["category_id"] != 9]
+    image = {"image_id": 3, "category_id": 9, "bbox": [5, 5, 40, 40]}
+    truths["annotations"].append({**image, "id": 999})
+    interval = evaluate(truths, [*detections, {**image, "score": 1.0}]).interval(resamples=50)
+    rare = interval.per_class()[2].AP
+    assert rare.estimate == pytest.approx(1.0)
+    assert np.isnan(rare.low) and np.isnan(rare.high)
+    assert not np.isnan(interval.AP.low)
+
+
+def test_intervals_stay_within_what_ap_can_be() -> None:
+    truths, _ = make_case(11, images=12)
+    perfect = [{**a, "score": 1.0} for a in truths["annotations"] if not a["iscrowd"]]
+    interval = evaluate(truths, perfect).interval(resamples=50)
+    assert interval.AP == (1, 1, 1)
+    for found in perfect[:2]:
+        found["bbox"] = [900.0, 900.0, 5.0, 5.0]
+    assert evaluate(truths, perfect).interval(resamples=50).AP.high <= 1
+
+
+def test_other_ground_truth_is_refused(tmp_path: Path) -> None:
+    truths, detections = make_case(2)
+    result = evaluate(truths, detections)
+    fewer = {**truths, "images": truths["images"][:-1]}
+    moved = copy.deepcopy(truths)
+    moved["annotations"][0]["bbox"][0] += 1
+    evaluator = CocoEvaluator.from_coco(truths, iou_thresholds=[0.5])
+    only = {**truths, "categories": truths["categories"][:2]}
+    for other, what in [
+        (evaluate(fewer, []), r"image_ids \(30 and 29\)"),
+        (evaluate(only, []), r"category_ids \(3 and 2\)"),
+        (evaluate(moved, detections), r"truths \(\d+ and \d+\)"),
+        (evaluator.compute(), "settings"),
+    ]:
+        with pytest.raises(ValueError, match=f"same ground truth.* the {what}.* differ"):
+            compare(result, other, resamples=10)
+
+
+def test_at_least_two_resamples() -> None:
+    with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
+        evaluate(*make_case(2)).interval(resamples=1)
