@@ -62,19 +62,21 @@ class Bench:
 
         Args:
             name: of the evaluator.
-            mode: "files" or "memory".
+            mode: "files", "memory" or "import".
             folder: of the workload.
             keep: existing folder in which it leaves its arrays.
         """
         if name in self.failed or (mode == "files" and name in ONLY_MEMORY):
             return {}
         report = self.scratch / "report.json"
-        report.unlink(missing_ok=True)
+        report.write_text("{}")
         script = str(Path(__file__).with_name("evaluator_peers.py"))
-        place = [str(folder), str(self.core), str(report), str(keep or "")]
         done = subprocess.run(
-            [sys.executable, script, name, mode, *place],
-            env=_environment(name),
+            [
+                *(sys.executable, script, name, mode),
+                *(str(folder), str(self.core), str(report), str(keep or "")),
+            ],
+            env=self._environment(name),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,13 +87,16 @@ class Bench:
             return {}
         return json.loads(report.read_text())
 
-
-def _environment(name: str) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    threads = {f"{library}_NUM_THREADS": "1" for library in THREADS}
-    forced = {"DETKIT_EVALUATOR": "numpy"} if name == "detkit numpy" else {}
-    return {**os.environ, **threads, **forced, "PYTHONPATH": path}
+    def _environment(self, name: str) -> dict[str, str]:
+        """One thread, this checkout, and byte code in a place where it can be written."""
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        own = {f"{library}_NUM_THREADS": "1" for library in THREADS}
+        own |= {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(self.scratch / "bytecode")}
+        if name == "detkit numpy":
+            own["DETKIT_EVALUATOR"] = "numpy"
+        inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        return {**inherited, **own}
 
 
 def installed() -> dict[str, str]:
@@ -114,6 +119,8 @@ def run_rounds(
     """All evaluators on one workload; their reports, and how their arrays compare."""
     runs: Runs = {name: [] for name in names}
     verdicts: dict[str, str] = {}
+    for name in names:
+        bench.measure(name, "import", folder)
     with tempfile.TemporaryDirectory(dir=bench.scratch) as kept:
         for turn in range(max(rounds.values())):
             for name in names if turn % 2 == 0 else names[::-1]:
@@ -201,7 +208,9 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 def scaling(bench: Bench, names: Sequence[str], data: Path, rounds: int) -> str:
     """Seconds and peak memory of a fresh process over the number of images, as Markdown."""
-    rows = [["images", "JSON MB", *(f"{name}" for name in names)]]
+    rows = [["images", "JSON MB", *names]]
+    for name in names:
+        bench.measure(name, "import", data)
     for images in SCALES:
         folder = write_workload(f"scale_{images}", data)
         size = sum((folder / each).stat().st_size for each in ("gt.json", "dt.json"))
