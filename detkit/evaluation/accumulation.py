@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from detkit.evaluation.backend import native_module
 from detkit.evaluation.compiled import draw_curves
 from detkit.evaluation.inputs import (
-    RECALL_GRID,
     Bits,
     Bools,
     CocoSettings,
@@ -31,6 +30,7 @@ from detkit.evaluation.inputs import (
     Ints,
 )
 from detkit.evaluation.matching import (
+    Candidates,
     Matches,
     RankedDetections,
     find_candidates,
@@ -79,6 +79,26 @@ def evaluate_arrays(
         lowest_iou=float(settings.matching_thresholds.min()),
         max_rank=settings.max_dets[-1],
     )
+    return accumulate(ranked, truths, candidates, num_categories=num_categories, settings=settings)
+
+
+def accumulate(
+    ranked: RankedDetections,
+    truths: FlatTruths,
+    candidates: Candidates,
+    *,
+    num_categories: int,
+    settings: CocoSettings,
+) -> CurveArrays:
+    """Match and draw the curves; boxes are looked at no more, but for the areas of detections.
+
+    Args:
+        ranked: the detections.
+        truths: sorted by image, then category.
+        candidates: the pairs, as of `find_candidates` for these settings.
+        num_categories: how many categories there are.
+        settings: thresholds, area ranges and limits.
+    """
     inside = _inside_ranges(ranked.detections, settings)
     seen = [_running_count(inside & (ranked.rank < limit)) for limit in settings.max_dets]
     tables = _Tables.empty(settings, num_categories)
@@ -226,19 +246,22 @@ class _Tables:
         precision: `[M, C, R, K]`.
         recall: `[M, C, K]`.
         scores: `[M, C, R, K]`.
+        levels: `[R]` of recall.
     """
 
     precision: Floats
     recall: Floats
     scores: Floats
+    levels: Floats
 
     @classmethod
     def empty(cls, settings: CocoSettings, num_categories: int) -> _Tables:
         """No detections."""
         limits = len(settings.max_dets)
         curves = len(settings.area_ranges) * len(settings.iou_thresholds)
-        shape = (limits, curves, len(RECALL_GRID), num_categories)
-        return cls(np.zeros(shape), np.zeros((limits, curves, num_categories)), np.zeros(shape))
+        shape = (limits, curves, len(settings.recall_levels), num_categories)
+        recall = np.zeros((limits, curves, num_categories))
+        return cls(np.zeros(shape), recall, np.zeros(shape), settings.recall_levels)
 
     def finish(self, settings: CocoSettings, num_truths: Ints, top_scores: Floats) -> CurveArrays:
         """Mark what has no truth, and put the axes in pycocotools' order.
@@ -277,7 +300,7 @@ def _draw(
     tables.recall[place] = total.reshape(num_truths.shape) / np.maximum(num_truths, 1)
     # A true positive counts at all levels up to the highest that its recall reaches.
     recall = true / num_truths.reshape(-1)[segment]
-    level = np.searchsorted(RECALL_GRID, recall, side="right") - 1
+    level = np.searchsorted(tables.levels, recall, side="right") - 1
     first = run_starts(segment, level)
     curve, category = np.divmod(segment[first], num_categories)
     level = level[first]

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit.evaluation.inputs import (
-    RECALL_GRID,
     CocoSettings,
     FlatDetections,
     FlatTruths,
@@ -34,12 +33,13 @@ def draw_curves(
     ranges = np.array(list(settings.area_ranges.values()), np.float64)
     limits = np.array(settings.max_dets, np.int64)
     rows = (num_categories, len(ranges), len(limits), len(settings.iou_thresholds))
-    precision, scores = np.zeros((*rows, len(RECALL_GRID))), np.zeros((*rows, len(RECALL_GRID)))
+    levels = settings.recall_levels
+    precision, scores = np.zeros((*rows, len(levels))), np.zeros((*rows, len(levels)))
     recall, num_truths = np.zeros(rows), np.zeros((len(ranges), num_categories), np.int64)
     native.draw_curves(
         _columns(truths),
         _columns(detections),
-        (settings.matching_thresholds, ranges, limits, RECALL_GRID),
+        (settings.matching_thresholds, ranges, limits, levels),
         _num_images(truths, detections),
         num_categories,
         (precision, scores, recall, num_truths),
@@ -76,7 +76,7 @@ def find_takes(
             settings.matching_thresholds,
             np.array(list(settings.area_ranges.values()), np.float64),
             np.array(settings.max_dets, np.int64),
-            RECALL_GRID,
+            settings.recall_levels,
         ),
         _num_images(truths, detections),
         num_categories,

@@ -220,6 +220,7 @@ class CocoSettings:
         use_categories: otherwise a detection of any category takes a truth of any category, as for
             proposals, and all count as one category with the id -1.
         strict: with pycocotools' bits also where it is wrong.
+        recall_levels: `[R]` where precision is read, ascending; the first is 0.
     """
 
     iou_thresholds: Floats = field(default_factory=IOU_GRID.copy)
@@ -229,6 +230,7 @@ class CocoSettings:
     max_dets: tuple[int, ...] = (1, 10, 100)
     use_categories: bool = True
     strict: bool = False
+    recall_levels: Floats = field(default_factory=RECALL_GRID.copy)
 
     @classmethod
     def of(

@@ -18,7 +18,6 @@ import numpy as np
 
 from detkit.evaluation.accumulation import CurveArrays
 from detkit.evaluation.inputs import (
-    RECALL_GRID,
     Bools,
     CocoSettings,
     FlatDetections,
@@ -50,7 +49,7 @@ def evaluate_literally(
     ranges = list(settings.area_ranges.values())
     shape = (
         len(settings.iou_thresholds),
-        len(RECALL_GRID),
+        len(settings.recall_levels),
         num_categories,
         len(ranges),
         len(settings.max_dets),
@@ -65,7 +64,7 @@ def evaluate_literally(
             if not total:
                 continue
             for index, limit in enumerate(settings.max_dets):
-                heights, highest, at = _draw(matched, limit, total)  # [T, R], [T], [T, R]
+                heights, highest, at = _draw(matched, limit, total, settings.recall_levels)
                 precision[:, :, category, area, index] = heights
                 recall[:, category, area, index] = highest
                 scores[:, :, category, area, index] = at
@@ -160,13 +159,16 @@ def literal_overlaps(boxes: Floats, truths: Floats, crowd: Bools) -> Floats:
         return np.where((width <= 0) | (height <= 0), 0.0, shared / union)
 
 
-def _draw(cells: list[_Matched], limit: int, num_truths: int) -> tuple[Floats, Floats, Floats]:
+def _draw(
+    cells: list[_Matched], limit: int, num_truths: int, levels: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Precision `[T, R]`, highest recall `[T]` and scores `[T, R]` of one category.
 
     Args:
         cells: by image.
         limit: on the detections of a cell.
         num_truths: how many count in all cells.
+        levels: `[R]` of recall.
     """
     scores = np.concatenate([cell.scores[:limit] for cell in cells])  # [N]
     order = np.argsort(-scores, kind="stable")
@@ -174,7 +176,7 @@ def _draw(cells: list[_Matched], limit: int, num_truths: int) -> tuple[Floats, F
     positive = np.concatenate([cell.positive[:, :limit] for cell in cells], axis=1)[:, order]
     ignored = np.concatenate([cell.ignored[:, :limit] for cell in cells], axis=1)[:, order]
     curves = [
-        _curve(right, wrong, scores, num_truths)
+        _curve(right, wrong, scores, num_truths, levels)
         for right, wrong in zip(positive & ~ignored, ~positive & ~ignored, strict=True)
     ]
     precision, recall, at = zip(*curves, strict=True)
@@ -182,16 +184,16 @@ def _draw(cells: list[_Matched], limit: int, num_truths: int) -> tuple[Floats, F
 
 
 def _curve(
-    right: Bools, wrong: Bools, scores: Floats, num_truths: int
+    right: Bools, wrong: Bools, scores: Floats, num_truths: int, levels: Floats
 ) -> tuple[Floats, float, Floats]:
     """One curve of precision over recall, from flags and scores `[N]`, best first."""
-    precision, at = np.zeros(len(RECALL_GRID)), np.zeros(len(RECALL_GRID))
+    precision, at = np.zeros(len(levels)), np.zeros(len(levels))
     if not len(scores):
         return precision, 0.0, at
     true, false = np.cumsum(right).astype(float), np.cumsum(wrong).astype(float)
     recall = true / num_truths
     highest = np.maximum.accumulate((true / (false + true + np.spacing(1.0)))[::-1])[::-1]
-    first: Ints = np.searchsorted(recall, RECALL_GRID, side="left")  # where a level is reached
+    first: Ints = np.searchsorted(recall, levels, side="left")  # where a level is reached
     reached = first < len(scores)
     precision[reached], at[reached] = highest[first[reached]], scores[first[reached]]
     return precision, float(recall[-1]), at
