@@ -188,8 +188,8 @@ class FrocCurve:
         Between two thresholds the curve is a straight line: reporting by one or the other at random
         comes to a point on it. Beyond the last threshold nothing more is found.
         """
-        last = np.append(np.diff(self.false_positives) > 0, True)  # the highest at each rate
-        return np.interp(rates, self.false_positives[last], self.recall[last])
+        # of several points at one rate, np.interp comes to the first and goes on from the last
+        return np.interp(rates, self.false_positives, self.recall)
 
     @property
     def score(self) -> float:
