@@ -35,8 +35,9 @@ import numpy as np
 from detkit.config import ConfigError, parse_yaml
 from detkit.config.training import check_thresholds
 from detkit.evaluation.coco import CocoEvaluator
-from detkit.evaluation.inputs import Bools, Curves, Floats, Ints
-from detkit.evaluation.matching import find_candidates, match, rank_detections, stable_argsort
+from detkit.evaluation.inputs import Floats
+from detkit.evaluation.outcomes import find_outcomes
+from detkit.evaluation.sweep import Sweep, judged_by_category
 from detkit.registry import suggest
 from detkit.structures import Detections
 
@@ -95,102 +96,54 @@ def choose_thresholds(
         prices: of the evaluator's classes, in its order.
         iou_threshold: least overlap of a hit.
     """
-    scores, hits, classes = _judge(evaluator, iou_threshold)
-    names, images = evaluator.truths.class_names, max(len(evaluator.truths.image_ids), 1)
-    truths = evaluator.truths.truths
-    counts = np.bincount(truths.category[~truths.crowd], minlength=len(names)).tolist()
+    found = evaluator.flat_detections()
+    outcomes = find_outcomes(
+        evaluator.truths.truths,
+        found,
+        num_categories=len(evaluator.truths.class_names),
+        iou_thresholds=(iou_threshold,),
+        area_range=(-math.inf, math.inf),
+        limit=len(found) + 1,
+    )
+    images = max(len(evaluator.truths.image_ids), 1)
     chosen = []
-    for index, (name, count) in enumerate(zip(names, counts, strict=True)):
-        course = _Course.of(scores[classes == index], hits[classes == index])
-        false_alarm, miss, prior = (
-            prices.false_alarm[index],
-            prices.miss[index],
-            prices.prior[index],
-        )
+    for index, judged in enumerate(judged_by_category(evaluator.truths, outcomes)):
+        sweep, count = Sweep.of(judged.scores, judged.right), judged.truths
+        false_alarm, miss = prices.false_alarm[index], prices.miss[index]
+        prior = prices.prior[index]
         if count:
             rate = count / images if prior is None else prior
-            recall = course.hits / count
-            cost = false_alarm * course.false_alarms / images + miss * rate * (1 - recall)
-            threshold = course.cheapest(cost)
+            recall = sweep.right / count
+            cost = false_alarm * sweep.wrong / images + miss * rate * (1 - recall)
+            threshold = _cheapest(sweep.thresholds, cost)
         else:
-            recall = cost = np.full(len(course.scores) + 1, math.nan)
+            recall = cost = np.full(len(sweep.right), math.nan)
             threshold = false_alarm / (false_alarm + miss)
-        place = course.reported(threshold)
+        place, half = ((sweep.thresholds >= t).sum() for t in (threshold, 0.5))
+        reported = sweep.right[place] + sweep.wrong[place]
         chosen.append(
             ClassThreshold(
-                name,
+                judged.name,
                 threshold=threshold,
                 truths=count,
-                precision=course.precision(place),
+                precision=float(sweep.right[place] / reported) if reported else math.nan,
                 recall=float(recall[place]),
                 cost=float(cost[place]),
-                cost_at_half=float(cost[course.reported(0.5)]),
+                cost_at_half=float(cost[half]),
             )
         )
     return chosen
 
 
-@dataclass(frozen=True)
-class _Course:
-    """What is reported as the threshold falls through the scores of a class, n of them different.
-
-    Attributes:
-        scores: `[n]`, descending.
-        hits: `[n + 1]` reported above all scores (0), from the first on, from the second on ...
-        false_alarms: `[n + 1]` likewise.
-    """
-
-    scores: Floats
-    hits: Ints
-    false_alarms: Ints
-
-    @classmethod
-    def of(cls, scores: Floats, hits: Bools) -> _Course:
-        """From the scores of all detections, `[N]`, and whether each is a hit."""
-        steps, place = np.unique(-scores, return_inverse=True)
-        counts = [np.bincount(place[kind], minlength=len(steps)) for kind in (hits, ~hits)]
-        return cls(-steps, *(np.concatenate([[0], np.cumsum(each)]) for each in counts))
-
-    def reported(self, threshold: float) -> int:
-        """The place in `hits` and `false_alarms` of a threshold."""
-        return int((self.scores >= threshold).sum())
-
-    def precision(self, place: int) -> float:
-        """Share of hits in what is reported; NaN where nothing is."""
-        total = self.hits[place] + self.false_alarms[place]
-        return float(self.hits[place] / total) if total else math.nan
-
-    def cheapest(self, cost: Floats) -> float:
-        """The highest threshold of those that cost least; `cost` is `[n + 1]`."""
-        # above all scores there is no threshold, where the best one is 1
-        never = [1.0] if not len(self.scores) or self.scores[0] < 1 else [math.inf]
-        thresholds = np.concatenate([never, self.scores])
-        cost = np.where(thresholds <= 1, cost, math.inf)
-        # a hair more than the least is the same: sums of fractions are not exact
-        least = cost.min()
-        return float(thresholds[np.argmax(cost <= least + 1e-12 * abs(cost[-1] + least))])
-
-
-def _judge(evaluator: CocoEvaluator, iou_threshold: float) -> tuple[Floats, Bools, Ints]:
-    """Score, whether it is a hit, and class of every detection; those of crowds are left out.
-
-    Detections take truths in the order of their scores, so that what becomes of one does not
-    depend on the threshold.
-    """
-    truths, num_classes = evaluator.truths.truths, len(evaluator.truths.class_names)
-    truths = truths[stable_argsort(truths.image * num_classes + truths.category)]
-    ranked = rank_detections(evaluator.flat_detections())
-    found = ranked.detections
-    iou = min(iou_threshold, 1 - 1e-10)
-    candidates = find_candidates(
-        ranked, truths, num_categories=num_classes, lowest_iou=iou, max_rank=len(found) + 1
-    )
-    curve = Curves(np.array([iou]), np.zeros(1, np.int64), np.array([[-math.inf, math.inf]]))
-    matches = match(ranked, truths, candidates, curve)
-    hit, counts = np.zeros(len(found), bool), np.ones(len(found), bool)
-    hit[matches.detection] = matches.positive != 0
-    counts[matches.detection] = (matches.positive != 0) | (matches.taken == 0)
-    return found.scores[counts], hit[counts], found.category[counts]
+def _cheapest(scores: Floats, cost: Floats) -> float:
+    """The highest threshold of those that cost least; `scores` are `[n]`, `cost` is `[n + 1]`."""
+    # above all scores there is no threshold, where the best one is 1
+    never = [1.0] if not len(scores) or scores[0] < 1 else [math.inf]
+    thresholds = np.concatenate([never, scores])
+    cost = np.where(thresholds <= 1, cost, math.inf)
+    # a hair more than the least is the same: sums of fractions are not exact
+    least = cost.min()
+    return float(thresholds[np.argmax(cost <= least + 1e-12 * abs(cost[-1] + least))])
 
 
 def prices_of(
