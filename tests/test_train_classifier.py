@@ -79,6 +79,7 @@ def test_train(command: Any, recipe_file: Path, tmp_path: Path) -> None:
     assert "epoch 1  loss/class" in done.out
     last = done.out.splitlines()[-1]
     assert last.startswith("accuracy 0.")
+    assert "class  samples  precision  recall     F1    AUC" in done.err.splitlines()
     assert last.endswith(f"on the test data; results in {runs / 'tiny'}")
     recipe = load_recipe_as(ClassifierRecipe, runs / "tiny" / "recipe.yaml")
     assert recipe.model.ram.glimpses == 3

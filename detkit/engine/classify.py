@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from detkit.engine.data import build_dataset, check_same_classes
 from detkit.engine.glimpses import draw_glimpses
 from detkit.engine.log import RunLog
 from detkit.engine.optim import build_optimizer, build_schedule
+from detkit.evaluation.classification import ClassificationResult, evaluate_classifier
 from detkit.files import open_atomically, remove_leftovers, write_atomically
 from detkit.nn.attention.recurrent import RecurrentAttention, reinforce_loss
 from detkit.nn.heads import classifier_head
@@ -75,12 +77,15 @@ def train_classifier(
 ) -> float | None:
     """Train; write `best.pt`, `recipe.yaml`, `metrics.jsonl` and, of glimpses, a picture.
 
+    The last record of `metrics.jsonl` holds what `ClassificationResult.numbers` gives of the test
+    data.
+
     Returns:
         Accuracy of the best epoch on the test data; None where the recipe names none.
 
     Raises:
         ValueError: a recipe or data set that cannot be used.
-        FloatingPointError: a loss that is not finite.
+        FloatingPointError: a loss or an output that is not finite.
     """
     _rehearse(recipe)
     run = _read(recipe, folder, device)
@@ -92,12 +97,13 @@ def train_classifier(
         best = _train(model, run, log)
         logger.info("trained in %.1f minutes", (time.perf_counter() - start) / 60)
         load_into(model, read_checkpoint(folder / "best.pt")["model"], source="of the best epoch")
-        result = accuracy(model, run.test, run)
+        result = measure(model, run.test, run)
         if result is not None:
-            log.write("test", best, {"test/accuracy": result})
+            log.write("test", best, _record("test", result))
+            logger.info("%s", result.table())
     if isinstance(model, RecurrentAttention) and run.test is not None:
         _draw(model, run.test, run)
-    return result
+    return None if result is None else result.accuracy
 
 
 @torch.no_grad()
@@ -151,21 +157,39 @@ def normalized(images: Tensor, config: ClassifierConfig) -> Tensor:
     return (images.float() / 255 - config.mean) / config.std
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, crops: Crops | None, run: ClassifierRun) -> float | None:
-    """The share of right answers, at the same places of the canvas each time; None of no crops."""
+def measure(
+    model: nn.Module, crops: Crops | None, run: ClassifierRun
+) -> ClassificationResult | None:
+    """Answers beside truths, at the same places of the canvas each time; None of no crops.
+
+    Raises:
+        FloatingPointError: outputs that are not finite.
+    """
     if crops is None or not len(crops):
         return None
+    logits = _logits_of(model, crops, run)
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(
+            "outputs of the network are not finite; lower train.optimizer.lr or set train.clip_norm"
+        )
+    return evaluate_classifier(
+        logits.numpy(), crops.labels.numpy(), class_names=run.class_names, logits=True
+    )
+
+
+@torch.no_grad()
+def _logits_of(model: nn.Module, crops: Crops, run: ClassifierRun) -> Tensor:
+    """What the network says of every crop, `[N, K]`, on the CPU."""
     model.eval()
     generator = torch.Generator().manual_seed(run.recipe.seed)
-    right = 0
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.recipe.seed)  # of locations that are not learnt
-        size = run.recipe.train.batch_size
-        for images, labels in zip(crops.images.split(size), crops.labels.split(size), strict=True):
-            logits = model(views(images, run.recipe, generator).to(run.device))
-            right += int((logits.argmax(dim=1).cpu() == labels).sum())
-    return right / len(crops)
+        batches = crops.images.split(run.recipe.train.batch_size)
+        outputs = [
+            model(views(images, run.recipe, generator).to(run.device)).float().cpu()
+            for images in batches
+        ]
+    return torch.cat(outputs)
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, ClassifierRecipe, tuple[str, ...]]:
@@ -237,14 +261,15 @@ def _train(model: nn.Module, run: ClassifierRun, log: RunLog) -> int:
     best, best_step = -1.0, 0
     for epoch in tqdm(range(1, config.epochs + 1), run.recipe.name, dynamic_ncols=True):
         means = _train_epoch(model, optimizer, schedule, run, generator)
-        measured = accuracy(model, run.val, run)
+        measured = measure(model, run.val, run)
         record: dict[str, Any] = {"epoch": epoch, **means}
         if measured is not None:
-            record["val/accuracy"] = measured
+            record["val/accuracy"] = measured.accuracy
         log.write("epoch", epoch * steps, record)
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in record.items()))
-        if measured is None or measured > best:  # without validation the last epoch is kept
-            best, best_step = measured if measured is not None else best, epoch * steps
+        score = record.get("val/accuracy", best)
+        if measured is None or score > best:  # without validation the last epoch is kept
+            best, best_step = score, epoch * steps
             _save(model, run, epoch, record)
     return best_step
 
@@ -297,6 +322,11 @@ def _save(model: nn.Module, run: ClassifierRun, epoch: int, metrics: dict[str, A
     }
     with open_atomically(run.folder / "best.pt") as handle:
         torch.save(content, handle)
+
+
+def _record(role: str, result: ClassificationResult) -> dict[str, float]:
+    """What is known of the result, by name."""
+    return {f"{role}/{name}": v for name, v in result.numbers().items() if not math.isnan(v)}
 
 
 @torch.no_grad()

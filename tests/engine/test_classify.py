@@ -19,10 +19,10 @@ from detkit.engine import classify
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.classify import (
     ClassifierRun,
-    accuracy,
     build_classifier,
     load_classifier,
     losses_of,
+    measure,
     normalized,
     train_classifier,
     views,
@@ -75,6 +75,9 @@ def test_what_a_run_writes(make: MakeRecipe, tmp_path: Path) -> None:
     assert [(record["kind"], record["epoch"]) for record in epochs] == [("epoch", 1), ("epoch", 2)]
     assert {"loss/class", "loss/policy", "loss/baseline", "val/accuracy"} <= set(epochs[0])
     assert tests["test/accuracy"] == result
+    measured = {f"test/{name}" for name in ("accuracy", "precision", "recall", "f1", "auc", "ece")}
+    assert set(tests) == {"kind", "step", *measured}  # 3 classes: nothing beyond the 5 best
+    assert all(0 <= tests[name] <= 1 for name in measured)
     assert result == max(record["val/accuracy"] for record in epochs)  # test is val here
     picture = cv2.imread(str(tmp_path / "glimpses.png"))
     assert picture.std() > 10
@@ -164,9 +167,22 @@ def test_accuracy_is_the_share_of_right_answers(
     recipe = make("model.mean=0", "model.std=0.00392156862745098")
     run = ClassifierRun(recipe, Path(), CPU, ("a", "b", "c"), (1, 2, 3), crops, None, None)
     state = torch.get_rng_state()
-    assert accuracy(Answers(), crops, run) == 5 / 7
+    result = measure(Answers(), crops, run)
+    assert result is not None
+    assert result.accuracy == 5 / 7
+    assert (result.labels.tolist(), result.class_names) == (labels.tolist(), ("a", "b", "c"))
+    assert result.confusion.tolist() == [[2, 0, 0], [1, 1, 1], [0, 0, 2]]
     assert torch.equal(torch.get_rng_state(), state)
-    assert accuracy(Answers(), None, run) is None
+    assert measure(Answers(), None, run) is None
+
+
+def test_outputs_that_are_no_numbers_say_so(make: MakeRecipe) -> None:
+    crops = Crops(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    run = ClassifierRun(make(), Path(), CPU, ("a", "b"), (1, 2), crops, None, None)
+    broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    torch.nn.init.constant_(broken[1].bias, float("nan"))
+    with pytest.raises(FloatingPointError, match=r"are not finite; lower train\.optimizer\.lr"):
+        measure(broken, crops, run)
 
 
 def test_views(make: MakeRecipe) -> None:
