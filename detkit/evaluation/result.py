@@ -5,7 +5,9 @@ K categories, T thresholds, A area ranges, M limits, R recall levels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import csv
+import io
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -73,6 +75,8 @@ class ClassResult:
         AP75: at an overlap of 0.75.
         AR: mean over the thresholds of the highest recall.
         truths: annotations that count (no crowds).
+        images: that hold one of these.
+        detections: of the class.
     """
 
     category_id: int
@@ -82,6 +86,8 @@ class ClassResult:
     AP75: float
     AR: float
     truths: int
+    images: int
+    detections: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +157,7 @@ class CocoResult:
         area = names.index("all") if "all" in names else 0
         limit = self._limit(2)
         thresholds = self.settings.iou_thresholds
+        images, detections = self._images_of_classes(names[area]), self._detections_of_classes()
         rows = []
         for index, (category_id, name) in enumerate(
             zip(self.category_ids, self.class_names, strict=True)
@@ -164,6 +171,8 @@ class CocoResult:
                 AP75=_mean_of_known(precision[thresholds == 0.75]),
                 AR=_mean_of_known(self.recall[:, index, area, limit]),
                 truths=int(self.num_truths[area, index]),
+                images=int(images[index]),
+                detections=int(detections[index]),
             )
             rows.append(row)
         return rows
@@ -178,6 +187,16 @@ class CocoResult:
             numbers = (f"{value:6.3f}" if value > -1 else "     -" for value in values)
             lines.append(f"{row.name:<{width}}  {row.truths:6d} {' '.join(numbers)}")
         return "\n".join(lines)
+
+    def csv(self) -> str:
+        """The classes as comma-separated values with a head, one line each; empty for unknown."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.name for column in fields(ClassResult)])
+        for row in self.per_class():
+            cells = astuple(row)
+            writer.writerow(["" if isinstance(c, float) and c == -1 else c for c in cells])
+        return text.getvalue()
 
     def as_dict(self) -> dict[str, Any]:
         """The 12 numbers by name, and the classes under `per_class`, ready for JSON."""
@@ -261,6 +280,17 @@ class CocoResult:
                 self.truths, self.detections, self.settings, resamples=resamples, seed=seed
             )
         return self._intervals[key]
+
+    def _images_of_classes(self, area_range: str) -> Ints:
+        """Images with a truth that counts, by category, `[K]`."""
+        low, high = self.settings.area_ranges[area_range]
+        flat, images = self.truths.truths, len(self.truths.image_ids)
+        counts = ~flat.crowd & (flat.area >= low) & (flat.area <= high)
+        cells = np.unique(flat.category[counts] * images + flat.image[counts])
+        return np.bincount(cells // max(images, 1), minlength=len(self.category_ids))
+
+    def _detections_of_classes(self) -> Ints:
+        return np.bincount(self.detections.category, minlength=len(self.category_ids))
 
     def _limit(self, index: int) -> int:
         """Index of the limit of that place, or of the last one."""
