@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -48,6 +50,32 @@ def test_classes(result):
     assert (cat.name, cat.truths) == ("cat", 2)  # the crowd does not count
     np.testing.assert_allclose([cat.AP, cat.AR], [51 / 101, 0.5])
     assert (unnamed.name, unnamed.truths, unnamed.AP, unnamed.AR) == ("9", 0, -1, -1)
+    assert [(row.images, row.detections) for row in result.per_class()] == [(1, 1), (1, 1), (0, 0)]
+
+
+def test_images_and_detections_of_classes():
+    evaluator = CocoEvaluator.from_arrays(
+        image_ids=[1, 2, 3, 4],
+        category_ids=[1, 2],
+        class_names=['cat, "small"', "dog"],
+        gt_image_index=[0, 0, 1, 2, 3],
+        gt_category_index=[0, 0, 0, 0, 1],
+        gt_boxes=[[0, 0, 9, 9]] * 5,
+        gt_crowd=[False, False, False, True, False],
+    )
+    evaluator.update(4, [[0, 0, 9, 9]] * 3, [0.9, 0.8, 0.7], [1, 1, 2])
+    result = evaluator.compute()
+    cat, dog = result.per_class()
+    assert (cat.truths, cat.images, cat.detections) == (3, 2, 2)  # an image of a crowd is none
+    assert (dog.truths, dog.images, dog.detections) == (1, 1, 1)
+    head, first, second = csv.reader(io.StringIO(result.csv()))
+    assert head[:3] + head[6:] == ["category_id", "name", "AP", "truths", "images", "detections"]
+    assert first == ["1", 'cat, "small"', "0.0", "0.0", "0.0", "0.0", "3", "2", "2"]
+    assert [float(value) for value in second[2:6]] == [dog.AP, dog.AP50, dog.AP75, dog.AR]
+
+
+def test_unknown_is_empty_in_csv(result):
+    assert result.csv().splitlines()[-1] == "9,9,,,,,0,0,0"
 
 
 def test_dictionary_is_json(result):
