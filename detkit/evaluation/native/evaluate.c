@@ -59,6 +59,7 @@ typedef struct {
     int num_curves, num_ranges, num_steps;
     int64_t first_curve, first_range;
     int range_of[CURVES_PER_BLOCK];
+    int64_t first_row[CURVES_PER_BLOCK]; /* in the tables of a category, for the first limit */
     double low[CURVES_PER_BLOCK], high[CURVES_PER_BLOCK];
     uint64_t of_range[CURVES_PER_BLOCK];    /* the curves of each range */
     double steps[CURVES_PER_BLOCK];         /* thresholds, ascending */
@@ -107,18 +108,18 @@ static Box box_of(const double *xywh)
     return box;
 }
 
-/* As bbIou of pycocotools' maskApi.c to the last bit; areas that underflow to 0 do not overlap. */
-static double overlap(const Box *box, const Truth *truth)
+/* As bbIou of pycocotools' maskApi.c to the last bit; areas that underflow to 0 do not overlap.
+ * One branch decides, for most pairs are apart: overlaps that are clearly below `enough` are 0. */
+static double overlap(const Box *box, const Truth *truth, double enough)
 {
     const Box *other = &truth->box;
     double width = smaller(box->right, other->right) - larger(box->left, other->left);
-    if (!(width > 0))
-        return 0;
     double height = smaller(box->bottom, other->bottom) - larger(box->top, other->top);
     double shared = width * height;
-    if (!(height > 0) || !(shared > 0))
-        return 0;
-    return shared / (truth->crowd ? box->area : box->area + other->area - shared);
+    double all = truth->crowd ? box->area : box->area + other->area - shared;
+    if ((width > 0) & (height > 0) & !(shared < enough * all))
+        return shared > 0 ? shared / all : 0;
+    return 0;
 }
 
 /* ---- Matching ------------------------------------------------------------------------------ */
@@ -135,9 +136,10 @@ static int by_preference(const void *left, const void *right)
 static int64_t find_candidates(const Walk *walk, const Box *box, const Cell *cell)
 {
     int64_t count = 0;
+    double enough = walk->block.steps[0] * (1 - 1e-9); /* below by more than rounding can move */
     Truth *truth = walk->truths + cell->first;
     for (Truth *end = truth + cell->count; truth < end; truth++) {
-        double iou = overlap(box, truth);
+        double iou = overlap(box, truth, enough);
         if (iou >= walk->block.steps[0])
             walk->candidates[count++] = (Candidate){iou, truth};
     }
@@ -190,20 +192,24 @@ static Taken take_truths(Walk *walk, int64_t num_candidates, int64_t position)
 static int64_t row_of(const Walk *walk, int64_t category, int curve, int64_t limit)
 {
     const Settings *settings = walk->settings;
-    int64_t number = walk->block.first_curve + curve;
-    int64_t range = number / settings->num_thresholds, threshold = number % settings->num_thresholds;
-    return ((category * settings->num_ranges + range) * settings->num_limits + limit) *
-               settings->num_thresholds + threshold;
+    int64_t num_rows = settings->num_ranges * settings->num_limits * settings->num_thresholds;
+    return category * num_rows + limit * settings->num_thresholds + walk->block.first_row[curve];
 }
 
-/* Count the detection in its ranges, and return the curves of these. */
-static uint64_t count_inside(const Block *block, const Found *found, Counts *counts)
+/* Count the detection in its ranges for the limits from `first` on; returns the curves of these. */
+static uint64_t count_inside(Walk *walk, double area, int64_t first)
 {
-    uint64_t curves = 0;
-    for (int i = 0; i < block->num_ranges; i++) {
-        int inside = (found->box.area >= block->low[i]) & (found->box.area <= block->high[i]);
-        counts->inside[i] += inside;
-        curves |= inside ? block->of_range[i] : 0;
+    const Block *block = &walk->block;
+    uint64_t ranges = 0, curves = 0;
+    for (int range = 0; range < block->num_ranges; range++) {
+        uint64_t inside = (area >= block->low[range]) & (area <= block->high[range]);
+        ranges |= inside << range;
+    }
+    for (; ranges; ranges &= ranges - 1) {
+        int range = lowest_bit(ranges);
+        curves |= block->of_range[range];
+        for (int64_t limit = first; limit < walk->settings->num_limits; limit++)
+            walk->counts[limit].inside[range]++;
     }
     return curves;
 }
@@ -331,8 +337,8 @@ static void gather_detections(Walk *walk, int64_t category)
 static int64_t first_limit(const Settings *settings, int32_t rank)
 {
     int64_t limit = 0;
-    while (limit < settings->num_limits && rank >= settings->limits[limit])
-        limit++;
+    for (int64_t i = 0; i < settings->num_limits; i++) /* no branch: ranks are all but random */
+        limit += rank >= settings->limits[i];
     return limit;
 }
 
@@ -349,9 +355,7 @@ static void walk_block(Walk *walk, int64_t category)
         int64_t first = first_limit(settings, rank);
         if (first == settings->num_limits)
             continue;
-        uint64_t inside = 0;
-        for (int64_t limit = first; limit < settings->num_limits; limit++)
-            inside = count_inside(&walk->block, found, walk->counts + limit);
+        uint64_t inside = count_inside(walk, found->box.area, first);
         if (!cell->count)
             continue;
         int64_t num_candidates = find_candidates(walk, &found->box, cell);
@@ -399,6 +403,8 @@ static int64_t begin_block(Block *block, const Settings *settings, int64_t first
         block->high[i] = settings->ranges[2 * range + 1];
         block->of_range[i] |= UINT64_C(1) << curve;
         block->range_of[curve] = i;
+        block->first_row[curve] = first_curve + curve +
+                                  range * (settings->num_limits - 1) * settings->num_thresholds;
         block->num_ranges = i + 1;
         block->steps[curve] = settings->thresholds[(first_curve + curve) % settings->num_thresholds];
     }

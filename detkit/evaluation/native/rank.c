@@ -61,6 +61,14 @@ static uint64_t descending_key(double score)
     return bits >> 63 ? bits : ~bits ^ (UINT64_C(1) << 63);
 }
 
+static int is_descending(const double *scores, const int32_t *items, int64_t count)
+{
+    for (int64_t i = 1; i < count; i++)
+        if (descending_key(scores[items[i]]) < descending_key(scores[items[i - 1]]))
+            return 0;
+    return 1;
+}
+
 /* Sort words by their upper bits; the lower ones are places, ascending on entry. */
 static void sort_words(uint64_t *words, uint64_t *spare, int64_t count)
 {
@@ -118,19 +126,16 @@ static void sort_by_bits(const double *scores, int32_t *items, int64_t count, in
 static void sort_by_score(const double *scores, int32_t *items, int64_t count,
                           const Buffers *buffers)
 {
+    const uint64_t *words = buffers->words;
     sort_by_bits(scores, items, count, 1, buffers);
     for (int64_t start = 0, stop; start < count; start = stop) {
-        uint64_t first = descending_key(scores[items[start]]), last = first;
-        int in_order = 1;
-        for (stop = start + 1; stop < count; stop++) {
-            uint64_t key = descending_key(scores[items[stop]]);
-            if (key >> PLACE_BITS != first >> PLACE_BITS)
-                break;
-            in_order &= key >= last;
-            last = key;
+        stop = start + 1;
+        while (stop < count && words[stop] >> PLACE_BITS == words[start] >> PLACE_BITS)
+            stop++;
+        if (stop - start > 1 && !is_descending(scores, items + start, stop - start)) {
+            Buffers rest = {buffers->words + start, buffers->spare, buffers->items};
+            sort_by_bits(scores, items + start, stop - start, 0, &rest);
         }
-        if (!in_order)
-            sort_by_bits(scores, items + start, stop - start, 0, buffers);
     }
 }
 
