@@ -7,8 +7,9 @@ corners and back would move overlaps across a threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Ids = NDArray[Any]  # int64, or of dtype object if they are strings
+LoadRecords = Callable[[], Sequence[Mapping[str, Any]]]
 Bits = NDArray[np.uint64]  # one bit per curve
 
 # Written as in pycocotools: arange, start + i * step or float32 give other last bits.
@@ -127,20 +130,42 @@ class CocoTruths:
     """A data set's ground truth.
 
     Attributes:
-        image_ids: sorted, each once.
+        image_ids: sorted, each once; int64, or of dtype object if they are strings.
         category_ids: sorted, each once.
         class_names: of the categories, in that order.
         truths: the annotations of these images and categories.
         source: where it comes from, for error messages.
         by_id: the annotations as pycocotools takes them, where that is different.
+        load_images: gives the records of the images, if there are such.
     """
 
-    image_ids: Ints
+    image_ids: Ids
     category_ids: Ints
     class_names: tuple[str, ...]
     truths: FlatTruths
     source: str = "ground truth"
     by_id: TruthsById | None = None
+    load_images: LoadRecords | None = None
+
+    def image_records(self) -> list[Mapping[str, Any]] | None:
+        """The records of the images: file name, width, height and any attribute of theirs.
+
+        A file is read again for them at each call.
+
+        Returns:
+            In the order of `image_ids`; None where the ground truth came as arrays.
+
+        Raises:
+            ValueError: the file has changed meanwhile.
+            OSError: it can no longer be read.
+        """
+        if self.load_images is None:
+            return None
+        try:
+            by_id = {record["id"]: record for record in self.load_images()}
+            return [by_id[image_id] for image_id in self.image_ids.tolist()]
+        except (KeyError, TypeError):
+            raise ValueError(f"{self.source}: changed since it was read") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +181,34 @@ class TruthsById:
     reasons: tuple[str, ...]
 
 
-def index_of(ids: Ints, values: Ints) -> tuple[Ints, Bools]:
+def index_of(ids: Ids, values: Ids) -> tuple[Ints, Bools]:
     """Where each value stands in the sorted ids, and whether it does.
 
     Args:
-        ids: `[n]`, ascending.
+        ids: `[n]`, ascending, each once.
         values: `[m]`.
     """
+    if ids.dtype == object or values.dtype == object:
+        place = {each: index for index, each in enumerate(ids.tolist())}
+        index = np.array([place.get(value, -1) for value in values.tolist()], np.int64)
+        return index, index >= 0
+    span = int(ids[-1]) - int(ids[0]) if len(ids) else 0
+    if 0 < span < 4 * len(values):
+        return _look_up(ids, values)
     index = np.searchsorted(ids, values)
     known = np.zeros(len(values), bool)
     inside = index < len(ids)
     known[inside] = ids[index[inside]] == values[inside]
     return index, known
+
+
+def _look_up(ids: Ints, values: Ints) -> tuple[Ints, Bools]:
+    """`index_of` by a table of all numbers between the ids, faster than searching for many."""
+    low, high = int(ids[0]), int(ids[-1])
+    table = np.full(high - low + 1, -1)
+    table[ids - low] = np.arange(len(ids))
+    index = table[np.clip(values, low, high) - low]
+    return index, (index >= 0) & (values >= low) & (values <= high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,9 +175,9 @@ EDGES: dict[str, tuple[Record, list[Record], Record]] = {
         ],
         {},
     ),
-    "zero and negative sizes": (
-        dataset(truth([5, 5, 0, 0]), truth([0, 0, 10, 0]), truth([9, 9, -4, -4]), truth()),
-        [detection([5, 5, 0, 0]), detection([0, 0, 10, 0]), detection([9, 9, -4, -4]), detection()],
+    "sizes of zero": (
+        dataset(truth([5, 5, 0, 0]), truth([0, 0, 10, 0]), truth()),
+        [detection([5, 5, 0, 0]), detection([0, 0, 10, 0]), detection()],
         {},
     ),
     "thresholds 0 and 1": (
@@ -352,6 +352,14 @@ def test_repeated_annotation_ids_keep_the_order_of_their_images(tmp_path, pycoco
     )
     found = [detection(middle, 0.9), detection(middle, 0.8), detection(right, 0.7)]
     assert_same(evaluate(tmp_path, data, found, strict=True), pycocotools(data, found))
+
+
+def test_negative_sizes(tmp_path, pycocotools, assert_same):
+    data = dataset(truth(), truth([9, 9, -4, -4]), truth([5, 5, -2, 3]))
+    found = [detection([9, 9, -4, -4]), detection([5, 5, -2, 3], 0.4), detection()]
+    assert_same(evaluate(tmp_path, data, found, strict=True), pycocotools(data, found))
+    with pytest.raises(ValueError, match=r"gt\.json: annotations\[1\]: 'bbox' .* negative size"):
+        evaluate(tmp_path, data, found)
 
 
 def test_area_and_crowd_have_defaults(tmp_path, pycocotools, assert_same):

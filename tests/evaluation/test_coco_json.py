@@ -111,7 +111,10 @@ def test_strict_needs_annotation_ids(message):
         (without(GOOD_DATA, "images"), "gt.json: 'images' is missing; ground truth needs images"),
         (without(GOOD_DATA, "annotations"), "gt.json: 'annotations' is missing"),
         ({**GOOD_DATA, "categories": {}}, "gt.json: 'categories' must be a list, got {} (dict)"),
-        ({**GOOD_DATA, "images": [{"id": "a"}]}, "gt.json: images[0]: 'id' must be a whole number"),
+        (
+            {**GOOD_DATA, "images": [{"id": None}]},
+            "gt.json: images[0]: 'id' must be a whole number",
+        ),
         ({**GOOD_DATA, "categories": [{}]}, "gt.json: categories[0]: 'id' is missing"),
     ],
 )
