@@ -30,16 +30,14 @@ def draw_curves(
     settings: CocoSettings,
 ) -> tuple[Floats, Floats, Floats, Ints]:
     """Precision `[T, R, K, A, M]`, recall `[T, K, A, M]`, scores, and truths `[A, K]`."""
-    ranges = np.array(list(settings.area_ranges.values()), np.float64)
-    limits = np.array(settings.max_dets, np.int64)
-    rows = (num_categories, len(ranges), len(limits), len(settings.iou_thresholds))
-    levels = settings.recall_levels
+    numbers = thresholds, ranges, limits, levels = _numbers(settings)
+    rows = (num_categories, len(ranges), len(limits), len(thresholds))
     precision, scores = np.zeros((*rows, len(levels))), np.zeros((*rows, len(levels)))
     recall, num_truths = np.zeros(rows), np.zeros((len(ranges), num_categories), np.int64)
     native.draw_curves(
         _columns(truths),
         _columns(detections),
-        (settings.matching_thresholds, ranges, limits, levels),
+        numbers,
         _num_images(truths, detections),
         num_categories,
         (precision, scores, recall, num_truths),
@@ -56,33 +54,39 @@ def find_takes(
     *,
     num_categories: int,
     settings: CocoSettings,
-) -> tuple[Indices, Indices, Indices]:
-    """Order of the detections and their ranks, `[N]`, and the truths they take, `[T, N]`.
+) -> tuple[Indices, Indices]:
+    """The n detections within the limit, by category, best first, and which truths they take.
 
     Args:
         native: the module.
         truths: in the order to which indices refer.
-        detections: in any order.
+        detections: N in any order.
         num_categories: how many categories there are.
         settings: with one area range and one limit.
+
+    Returns:
+        Their places in the order given, `[n]`, and indices of truths, -1 for none, `[T, n]`.
     """
-    count = len(detections)
-    order, rank = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    taken = np.full((len(settings.iou_thresholds), count), -1, np.int32)
-    native.find_takes(
+    order = np.zeros(len(detections), np.int32)
+    taken = np.full((len(settings.iou_thresholds), len(detections)), -1, np.int32)
+    count = native.find_takes(
         _columns(truths),
         _columns(detections),
-        (
-            settings.matching_thresholds,
-            np.array(list(settings.area_ranges.values()), np.float64),
-            np.array(settings.max_dets, np.int64),
-            settings.recall_levels,
-        ),
+        _numbers(settings),
         _num_images(truths, detections),
         num_categories,
-        (order, rank, taken),
+        (order, taken),
     )
-    return order, rank, taken
+    return order[:count], taken[:, :count]
+
+
+def _numbers(settings: CocoSettings) -> tuple[Floats, Floats, Ints, Floats]:
+    return (
+        settings.matching_thresholds,
+        np.array(list(settings.area_ranges.values()), np.float64),
+        np.array(settings.max_dets, np.int64),
+        np.ascontiguousarray(settings.recall_levels, np.float64),
+    )
 
 
 def _columns(table: FlatTruths | FlatDetections) -> tuple[NDArray[np.generic], ...]:

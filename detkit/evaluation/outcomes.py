@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit.evaluation.backend import native_module
+from detkit.evaluation.compiled import find_takes
 from detkit.evaluation.inputs import (
     AREA_RANGES,
-    CURVES_PER_BLOCK,
     Bools,
-    Curves,
+    CocoSettings,
     FlatDetections,
     FlatTruths,
     Floats,
-    Ints,
 )
 from detkit.evaluation.matching import (
     find_candidates,
@@ -103,34 +103,47 @@ def find_outcomes(
     given = np.asarray(iou_thresholds, np.float64)
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError(f"overlap thresholds must lie in 0..1, got {given.tolist()}")
-    thresholds = np.minimum(given, 1 - 1e-10)
-    ranked = rank_detections(detections)
+    settings = CocoSettings(given, {"": area_range}, (limit,))
     truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
+    found, truth_of = _take(truths, detections, num_categories, settings)
+    counts = _inside(truths.area, area_range) & ~truths.crowd
+    outside = ~_inside(found.boxes[:, 2] * found.boxes[:, 3], area_range)
+    ignored = np.tile(outside, (len(given), 1))
+    took = np.nonzero(truth_of != NONE)  # few did
+    ignored[took] = ~counts[truth_of[took]]
+    return Outcomes(found, truths, given, truth_of, counts, ignored)
+
+
+def _take(
+    truths: FlatTruths, detections: FlatDetections, num_categories: int, settings: CocoSettings
+) -> tuple[FlatDetections, NDArray[np.int32]]:
+    """The detections within the limit, as Outcomes has them, and the truths they take, `[T, N]`.
+
+    Args:
+        truths: sorted by image, then category.
+        detections: in any order.
+        num_categories: how many categories there are.
+        settings: with one area range and one limit.
+    """
+    native = native_module()
+    if native is not None:
+        order, taken = find_takes(
+            native, truths, detections, num_categories=num_categories, settings=settings
+        )
+        return detections[order], taken
+    ranked = rank_detections(detections)
     candidates = find_candidates(
         ranked,
         truths,
         num_categories=num_categories,
-        lowest_iou=float(thresholds.min()),
-        max_rank=limit,
+        lowest_iou=float(settings.matching_thresholds.min()),
+        max_rank=settings.max_dets[-1],
     )
-    blocks = [
-        thresholds[start : start + CURVES_PER_BLOCK]
-        for start in range(0, len(thresholds), CURVES_PER_BLOCK)
-    ]
     tables = [
-        taken_truths(ranked, truths, candidates, _curves(block, area_range)) for block in blocks
+        taken_truths(ranked, truths, candidates, curves) for _, curves in settings.curve_blocks()
     ]
-    kept = np.flatnonzero(ranked.rank < limit)
-    found, truth_of = ranked.detections[kept], np.concatenate(tables)[:, kept]
-    counts = _inside(truths.area, area_range) & ~truths.crowd
-    outside = ~_inside(found.boxes[:, 2] * found.boxes[:, 3], area_range)
-    ignored = np.where(truth_of == NONE, outside, ~np.append(counts, True)[truth_of])
-    return Outcomes(found, truths, given, truth_of, counts, ignored)
-
-
-def _curves(thresholds: Floats, area_range: tuple[float, float]) -> Curves:
-    first: Ints = np.zeros(len(thresholds), np.int64)
-    return Curves(thresholds, first, np.array([area_range], np.float64))
+    kept = np.flatnonzero(ranked.rank < settings.max_dets[-1])
+    return ranked.detections[kept], np.concatenate(tables)[:, kept]
 
 
 def _inside(area: Floats, area_range: tuple[float, float]) -> Bools:

@@ -156,14 +156,16 @@ static uint64_t curves_reached(const Block *block, double iou)
     return block->reached[steps];
 }
 
-static void note_takes(const Takes *takes, int64_t count, int64_t position, uint64_t take,
-                       const Truth *truth, int64_t first_curve)
+/* Note for the last of the `count` detections that it takes the truth. */
+static void note_takes(const Walk *walk, uint64_t take, const Truth *truth)
 {
+    int32_t *taken = walk->takes->taken + walk->takes->count - 1;
     for (; take; take &= take - 1)
-        takes->taken[(first_curve + lowest_bit(take)) * count + position] = truth->index;
+        taken[(walk->block.first_curve + lowest_bit(take)) * walk->data->detections.count] =
+            truth->index;
 }
 
-static Taken take_truths(Walk *walk, int64_t num_candidates, int64_t position)
+static Taken take_truths(Walk *walk, int64_t num_candidates)
 {
     Taken taken = {0, 0};
     uint64_t open = ~UINT64_C(0);
@@ -176,8 +178,7 @@ static Taken take_truths(Walk *walk, int64_t num_candidates, int64_t position)
             open &= ~take;
             truth->free &= truth->crowd ? ~UINT64_C(0) : ~take;
             if (walk->takes)
-                note_takes(walk->takes, walk->data->detections.count, position, take, truth,
-                           walk->block.first_curve);
+                note_takes(walk, take, truth);
             /* pycocotools notes a match by the truth's id, so that it takes id 0 for none */
             take &= truth->id_is_zero ? ~truth->counting : ~UINT64_C(0);
             taken.any |= take;
@@ -350,18 +351,18 @@ static void walk_block(Walk *walk, int64_t category)
         const Found *found = walk->found + (position - start);
         Cell *cell = walk->cells + found->image;
         int32_t rank = cell->seen++;
-        if (walk->takes)
-            walk->takes->rank[position] = rank;
         int64_t first = first_limit(settings, rank);
         if (first == settings->num_limits)
             continue;
+        if (walk->takes)
+            walk->takes->order[walk->takes->count++] = walk->ranking.order[position];
         uint64_t inside = count_inside(walk, found->box.area, first);
         if (!cell->count)
             continue;
         int64_t num_candidates = find_candidates(walk, &found->box, cell);
         if (!num_candidates)
             continue;
-        Taken taken = take_truths(walk, num_candidates, position);
+        Taken taken = take_truths(walk, num_candidates);
         for (int64_t limit = first; limit < settings->num_limits && walk->curves; limit++)
             add_taken(walk, category, limit, taken, inside, found->score);
     }
@@ -427,6 +428,7 @@ static void evaluate_category(Walk *walk, int64_t category)
     int64_t num_curves = settings->num_ranges * settings->num_thresholds;
     gather_truths(walk, category);
     gather_detections(walk, category);
+    int64_t takes_before = walk->takes ? walk->takes->count : 0;
     double top_score = 0;
     if (walk->ranking.starts[category + 1] > walk->ranking.starts[category])
         top_score = walk->found[0].score;
@@ -438,6 +440,8 @@ static void evaluate_category(Walk *walk, int64_t category)
             for (int curve = 0; curve < CURVES_PER_BLOCK; curve++)
                 walk->counts[limit].level[curve] = -1;
         }
+        if (walk->takes)
+            walk->takes->count = takes_before;
         walk_block(walk, category);
         clear_cells(walk, category, next == num_curves);
         for (int curve = 0; curve < walk->block.num_curves && walk->curves; curve++)
@@ -480,8 +484,6 @@ static int evaluate(const Dataset *data, const Settings *settings, Curves *curve
     }
     for (int64_t category = 0; category < data->num_categories && !failed; category++)
         evaluate_category(&walk, category);
-    if (takes && !failed)
-        memcpy(takes->order, walk.ranking.order, (size_t)detections->count * sizeof *takes->order);
     free_ranking(&walk.truth_ranking), free_ranking(&walk.ranking);
     free(walk.cells), free(walk.truths), free(walk.found);
     free(walk.candidates), free(walk.counts), free(walk.need);

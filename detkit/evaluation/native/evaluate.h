@@ -42,11 +42,11 @@ typedef struct {
     int64_t *num_truths;        /* [A, K] */
 } Curves;
 
-/* Of one range and limit; N detections by category, best first. */
+/* The detections within the last limit, by category, best first. */
 typedef struct {
-    int32_t *order; /* [N] index of the caller */
-    int32_t *rank;  /* [N] among the detections of the image and category */
-    int32_t *taken; /* [T, N] index of the truth that the detection took, -1 for none */
+    int64_t count;  /* how many there are, at most N */
+    int32_t *order; /* [N] their indices of the caller; `count` are written */
+    int32_t *taken; /* [curves, N] index of the truth that each takes; -1 for none on entry */
 } Takes;
 
 /* Items by category; in a category the best first, then by image, then in the order given. */

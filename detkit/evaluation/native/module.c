@@ -11,7 +11,7 @@
 #include "scan_python.h"
 
 /* Counts with every change of what a function takes: a build from another day is not used. */
-enum { INTERFACE = 2 };
+enum { INTERFACE = 3 };
 
 enum { NUM_INPUTS = 14, MAX_OUTPUTS = 4 };
 
@@ -106,7 +106,7 @@ static int take_apart(PyObject *tuple, Arguments *args, int num_outputs)
     Py_buffer *in = args->inputs, *out = args->outputs;
     long long num_images, num_categories;
     const char *format = num_outputs == 4 ? "(y*y*y*y*y*y*)(y*y*y*y*)(y*y*y*y*)LL(w*w*w*w*)"
-                                          : "(y*y*y*y*y*y*)(y*y*y*y*)(y*y*y*y*)LL(w*w*w*)";
+                                          : "(y*y*y*y*y*y*)(y*y*y*y*)(y*y*y*y*)LL(w*w*)";
     if (!PyArg_ParseTuple(tuple, format, in, in + 1, in + 2, in + 3, in + 4, in + 5, in + 6, in + 7,
                           in + 8, in + 9, in + 10, in + 11, in + 12, in + 13, &num_images,
                           &num_categories, out, out + 1, out + 2, out + 3))
@@ -130,14 +130,15 @@ static void release(Arguments *args)
         PyBuffer_Release(&args->outputs[i]);
 }
 
-static PyObject *done(Arguments *args, int status)
+/* Releases the arrays, and passes the result on if all went well. */
+static PyObject *done(Arguments *args, int status, PyObject *result)
 {
     release(args);
+    if (status < 0 && !PyErr_Occurred())
+        PyErr_NoMemory();
     if (PyErr_Occurred())
-        return NULL;
-    if (status < 0)
-        return PyErr_NoMemory();
-    Py_RETURN_NONE;
+        Py_CLEAR(result);
+    return result;
 }
 
 static PyObject *py_draw_curves(PyObject *module, PyObject *tuple)
@@ -160,7 +161,7 @@ static PyObject *py_draw_curves(PyObject *module, PyObject *tuple)
             Py_END_ALLOW_THREADS
         }
     }
-    return done(&args, status);
+    return done(&args, status, Py_NewRef(Py_None));
 }
 
 static PyObject *py_find_takes(PyObject *module, PyObject *tuple)
@@ -168,20 +169,22 @@ static PyObject *py_find_takes(PyObject *module, PyObject *tuple)
     (void)module;
     Arguments args = {0};
     int status = 0;
-    if (take_apart(tuple, &args, 3)) {
+    int64_t count = 0;
+    if (take_apart(tuple, &args, 2)) {
+        const Settings *settings = &args.settings;
         Py_buffer *out = args.outputs;
-        Takes takes = {out[0].buf, out[1].buf, out[2].buf};
-        int64_t count = args.data.detections.count;
-        int64_t num_curves = times(args.settings.num_thresholds, args.settings.num_ranges);
-        if (has_length(&out[0], "order", count, sizeof(int32_t)) &&
-            has_length(&out[1], "rank", count, sizeof(int32_t)) &&
-            has_length(&out[2], "taken", times(num_curves, count), sizeof(int32_t))) {
+        Takes takes = {0, out[0].buf, out[1].buf};
+        int64_t most = args.data.detections.count;
+        int64_t num_curves = times(settings->num_thresholds, settings->num_ranges);
+        if (has_length(&out[0], "order", most, sizeof(int32_t)) &&
+            has_length(&out[1], "taken", times(num_curves, most), sizeof(int32_t))) {
             Py_BEGIN_ALLOW_THREADS
-            status = find_takes(&args.data, &args.settings, &takes);
+            status = find_takes(&args.data, settings, &takes);
             Py_END_ALLOW_THREADS
+            count = takes.count;
         }
     }
-    return done(&args, status);
+    return done(&args, status, PyLong_FromLongLong(count));
 }
 
 static PyMethodDef functions[] = {
@@ -190,7 +193,7 @@ static PyMethodDef functions[] = {
      "curves, see evaluate.h; arrays are contiguous and of the types of FlatTruths and so on."},
     {"find_takes", py_find_takes, METH_VARARGS,
      "find_takes(truths, detections, settings, num_images, num_categories, outputs): write which\n"
-     "truth every detection takes."},
+     "truth every detection takes; returns how many detections are within the last limit."},
     {NULL, NULL, 0, NULL},
 };
 
