@@ -1,7 +1,8 @@
-"""Which code evaluates: the compiled module where it was built, numpy otherwise; both give one bits.
+"""Which code evaluates: the compiled module where it was built, numpy otherwise.
 
-The module is C, built by `pip install` where a compiler is present (`ext-modules` in pyproject.toml).
-The environment variable DETKIT_EVALUATOR chooses one: `numpy` or `compiled`.
+Both give the same bits. The module is C (`native/`), which `pip install` builds where a compiler is
+present (`ext-modules` in pyproject.toml). The environment variable DETKIT_EVALUATOR forces one:
+`numpy` or `compiled`.
 """
 
 from __future__ import annotations

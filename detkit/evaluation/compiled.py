@@ -6,6 +6,7 @@ K categories, T thresholds, A area ranges, M limits, R recall levels, N detectio
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,6 @@ from detkit.evaluation.inputs import (
     Floats,
     Ints,
 )
-
-Indices = NDArray[np.int32]
 
 
 def draw_curves(
@@ -54,7 +53,7 @@ def find_takes(
     *,
     num_categories: int,
     settings: CocoSettings,
-) -> tuple[Indices, Indices]:
+) -> tuple[Ints, NDArray[np.int32]]:
     """The n detections within the limit, by category, best first, and which truths they take.
 
     Args:
@@ -77,7 +76,7 @@ def find_takes(
         num_categories,
         (order, taken),
     )
-    return order[:count], taken[:, :count]
+    return order[:count].astype(np.int64), taken[:, :count]
 
 
 def _numbers(settings: CocoSettings) -> tuple[Floats, Floats, Ints, Floats]:
@@ -89,18 +88,14 @@ def _numbers(settings: CocoSettings) -> tuple[Floats, Floats, Ints, Floats]:
     )
 
 
-def _columns(table: FlatTruths | FlatDetections) -> tuple[NDArray[np.generic], ...]:
+def _columns(table: FlatTruths | FlatDetections) -> tuple[NDArray[Any], ...]:
     """The arrays as the module reads them; copied only where they are not so already."""
-    index = (table.image, table.category)
+    index = [np.ascontiguousarray(column, np.int64) for column in (table.image, table.category)]
+    boxes = np.ascontiguousarray(table.boxes, np.float64)
     if isinstance(table, FlatDetections):
-        numbers, flags = (table.boxes, table.scores), ()
-    else:
-        numbers, flags = (table.boxes, table.area), (table.crowd, table.id_is_zero)
-    return (
-        *(np.ascontiguousarray(column, np.int64) for column in index),
-        *(np.ascontiguousarray(column, np.float64) for column in numbers),
-        *(np.ascontiguousarray(column, np.bool_) for column in flags),
-    )
+        return *index, boxes, np.ascontiguousarray(table.scores, np.float64)
+    flags = [np.ascontiguousarray(column, np.bool_) for column in (table.crowd, table.id_is_zero)]
+    return *index, boxes, np.ascontiguousarray(table.area, np.float64), *flags
 
 
 def _num_images(truths: FlatTruths, detections: FlatDetections) -> int:
