@@ -182,7 +182,7 @@ def _check_kind(ids: Ids, known: Ids, place: str, source: str = "") -> None:
 
 
 def _check_sizes(boxes: Floats, place: str) -> None:
-    if len(boxes) and boxes[:, 2:].min() < 0:
+    if len(boxes) and min(boxes[:, 2].min(), boxes[:, 3].min()) < 0:
         index = int(np.argmax((boxes[:, 2:] < 0).any(axis=1)))
         raise ValueError(
             f"{place}[{index}]: 'bbox' must be [x, y, width, height] without a negative size, "

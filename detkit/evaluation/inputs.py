@@ -192,9 +192,10 @@ def index_of(ids: Ids, values: Ids) -> tuple[Ints, Bools]:
         place = {each: index for index, each in enumerate(ids.tolist())}
         index = np.array([place.get(value, -1) for value in values.tolist()], np.int64)
         return index, index >= 0
-    span = int(ids[-1]) - int(ids[0]) if len(ids) else 0
-    if 0 < span < 4 * len(values):
-        return _look_up(ids, values)
+    if len(ids) and len(values) and int(ids[-1]) - int(ids[0]) < len(values):
+        low, high = ids[0], ids[-1]
+        if low <= values.min() and values.max() <= high:
+            return _look_up(ids, values - low)
     index = np.searchsorted(ids, values)
     known = np.zeros(len(values), bool)
     inside = index < len(ids)
@@ -202,13 +203,12 @@ def index_of(ids: Ids, values: Ids) -> tuple[Ints, Bools]:
     return index, known
 
 
-def _look_up(ids: Ints, values: Ints) -> tuple[Ints, Bools]:
-    """`index_of` by a table of all numbers between the ids, faster than searching for many."""
-    low, high = int(ids[0]), int(ids[-1])
-    table = np.full(high - low + 1, -1)
-    table[ids - low] = np.arange(len(ids))
-    index = table[np.clip(values, low, high) - low]
-    return index, (index >= 0) & (values >= low) & (values <= high)
+def _look_up(ids: Ints, offsets: Ints) -> tuple[Ints, Bools]:
+    """`index_of` by a table of all numbers between the ids, for values given from the first on."""
+    table = np.full(ids[-1] - ids[0] + 1, -1)
+    table[ids - ids[0]] = np.arange(len(ids))
+    index = np.take(table, offsets, out=offsets, mode="clip")  # without a mode it is slower
+    return index, index >= 0
 
 
 @dataclass(frozen=True, slots=True)
