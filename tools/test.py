@@ -15,23 +15,23 @@ from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import is_main, process_group
 from detkit.engine.evaluate import measure_ensemble
+from detkit.evaluation.report import check_report
+from detkit.evaluation.side_by_side import results_text
 from detkit.files import check_writable
 
 
 def main(arguments: list[str]) -> None:
     """Evaluate on data.test, or data.val, and write metrics.json and detections.json."""
-    parser = argparse.ArgumentParser(
-        description="Measure a checkpoint, or several together, on its test data."
-    )
+    what = "Measure a checkpoint, or several together, on its test data."
+    parser = argparse.ArgumentParser(description=what)
     add = parser.add_argument
     add("checkpoint", help="best.pt or last.pt of a run")
-    add(
-        "rest",
-        nargs="*",
-        metavar="checkpoint | key.path=value",
-        help="more checkpoints, to be measured together as an ensemble; changes to their recipes",
-    )
+    more = "more checkpoints, to be measured together as an ensemble; changes to their recipes"
+    add("rest", nargs="*", metavar="checkpoint | key.path=value", help=more)
     add("--out", help="folder to write to (default: test/ or ensemble/ beside the checkpoint)")
+    add(
+        "--report", action="store_true", help="write report.html there too: tables, plots, pictures"
+    )
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     overrides = [each for each in options.rest if "=" in each and not Path(each).is_file()]
@@ -47,10 +47,12 @@ def main(arguments: list[str]) -> None:
     name = "test" if len(paths) == 1 else "ensemble"
     folder = Path(options.out) if options.out else Path(paths[0]).parent / name
     check_writable(folder / "metrics.json")
+    if options.report:
+        check_report(folder)
     with process_group(device):
-        result = measure_ensemble(members, folder=folder, device=device)
+        result = measure_ensemble(members, folder=folder, device=device, report=options.report)
         if is_main():
-            print(f"{result.summary()}\n\n{result.table()}\n\nwritten to {folder}")
+            print(f"{results_text({name: result})}\n\nwritten to {folder}")
 
 
 if __name__ == "__main__":

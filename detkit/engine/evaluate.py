@@ -31,6 +31,7 @@ from detkit.engine.data import (
 from detkit.engine.device import amp_dtype
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.evaluation.report import write_report
 from detkit.evaluation.thresholds import above, read_thresholds
 from detkit.files import write_atomically
 from detkit.structures import Batch, Detections
@@ -195,7 +196,11 @@ def measure_checkpoint(checkpoint: Checkpoint, *, folder: Path, device: torch.de
 
 
 def measure_ensemble(
-    members: Mapping[str, Checkpoint], *, folder: Path, device: torch.device
+    members: Mapping[str, Checkpoint],
+    *,
+    folder: Path,
+    device: torch.device,
+    report: bool = False,
 ) -> CocoResult:
     """Evaluate what several checkpoints find together, as `measure_checkpoint` does with one.
 
@@ -206,6 +211,7 @@ def measure_ensemble(
         members: the checkpoints by the name that the metrics call them.
         folder: where the main process writes.
         device: where to compute.
+        report: also write `report.html`, see `detkit.evaluation.report`.
 
     Raises:
         ValueError: no data to measure on, data or checkpoints of other classes, as many weights as
@@ -239,7 +245,16 @@ def measure_ensemble(
         records = coco_results(found, dataset.category_ids.tolist())
         write_atomically(folder / "detections.json", json.dumps(records))
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1))
+        if report:
+            name = first.recipe.name if len(members) == 1 else " + ".join(members)
+            write_report({name: result}, folder, pictures=_pictures(result, dataset))
     return result
+
+
+def _pictures(result: CocoResult, dataset: CocoDataset) -> list[Path]:
+    """The files of the images, in the order in which the result has them."""
+    paths = {int(image_id): dataset.path(i) for i, image_id in enumerate(dataset.image_ids)}
+    return [paths[image_id] for image_id in result.truths.image_ids.tolist()]
 
 
 def ready(
