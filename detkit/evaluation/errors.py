@@ -32,13 +32,13 @@ numbers equal its numbers. They are *not* those of COCO's AP at this overlap:
   AP (in the AP before, the order of the images decides, then that of the file). So dAP may come out
   below 0; the six types then give 0.
 
-N detections, M truths, K categories, P pairs.
+N detections, M truths, K categories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -46,15 +46,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit.evaluation.inputs import Bools, CocoTruths, FlatDetections, FlatTruths, Floats, Ints
-from detkit.evaluation.matching import (
-    Candidates,
-    find_candidates,
-    rank_detections,
-    run_lengths,
-    run_starts,
-    stable_argsort,
-)
+from detkit.evaluation.matching import run_lengths, run_starts, stable_argsort
 from detkit.evaluation.outcomes import NONE, find_outcomes
+from detkit.evaluation.pairs import chosen_pairs, nearest_truths, pairs_in_images
 from detkit.evaluation.tables import known, number, plain
 
 RECALL_LEVELS: Floats = np.arange(101) / 100
@@ -191,7 +185,6 @@ def analyse_errors(
     order = _best_of_images(detections, limit)
     everything = truths.truths
     rows = np.flatnonzero(~everything.crowd)
-    rows = rows[stable_argsort(everything.image[rows])]
     crowds = everything[everything.crowd]
     judged = _judge(detections[order], everything[rows], crowds, (iou, background_iou))
     oracle = _Oracle.of(judged, len(truths.category_ids))
@@ -231,7 +224,7 @@ def _best_of_images(detections: FlatDetections, limit: int) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What is wrong with n detections, best first, and m truths, image by image.
+    """What is wrong with n detections, best first, and m truths.
 
     Attributes:
         detections: n.
@@ -280,10 +273,10 @@ def _types(
 ) -> tuple[NDArray[np.int8], Ints]:
     """The type of every detection and the truth that it took or is about, `[n]` each."""
     iou, background = overlaps
-    pairs = _pairs(found, truths, background)
+    pairs = pairs_in_images(found, truths, lowest_iou=background)
     same = found.category[pairs.detection] == truths.category[pairs.truth]
-    own_iou, own = _nearest(pairs, same, len(found))
-    other_iou, other = _nearest(pairs, ~same, len(found))
+    own_iou, own = nearest_truths(chosen_pairs(pairs, same), len(found))
+    other_iou, other = nearest_truths(chosen_pairs(pairs, ~same), len(found))
     rules = [  # the first that holds
         (taken != NONE, ErrorKind.NONE, taken),
         ((own_iou >= background) & (own_iou <= iou), ErrorKind.LOCALISATION, own),
@@ -314,40 +307,9 @@ def _match(found: FlatDetections, truths: FlatTruths, iou: float) -> Ints:
     return taken
 
 
-def _pairs(found: FlatDetections, truths: FlatTruths, lowest_iou: float) -> Candidates:
-    """Detections beside truths of their image, whatever the class.
-
-    Args:
-        found: best first, then by image.
-        truths: by image.
-        lowest_iou: least overlap of a pair.
-    """
-    return find_candidates(
-        rank_detections(replace(found, category=np.zeros_like(found.category))),
-        replace(truths, category=np.zeros_like(truths.category)),
-        num_categories=1,
-        lowest_iou=lowest_iou,
-        max_rank=len(found) + 1,
-    )
-
-
-def _nearest(pairs: Candidates, allowed: Bools, count: int) -> tuple[Floats, Ints]:
-    """The largest overlap of each detection among some pairs, 0 for none, and its first truth."""
-    detection, truth, iou = pairs.detection[allowed], pairs.truth[allowed], pairs.iou[allowed]
-    first = run_starts(detection)
-    largest = np.zeros(count)
-    nearest = np.full(count, NONE)
-    if len(first):
-        largest[detection[first]] = np.maximum.reduceat(iou, first)
-    at = np.flatnonzero(iou == largest[detection])[::-1]
-    nearest[detection[at]] = truth[at]
-    return largest, nearest
-
-
 def _in_crowd(found: FlatDetections, crowds: FlatTruths, iou: float) -> Bools:
     """Detections that lie in a crowd of their class by more than this part, `[n]`."""
-    crowds = crowds[stable_argsort(crowds.image)]
-    pairs = _pairs(found, crowds, iou)
+    pairs = pairs_in_images(found, crowds, lowest_iou=iou)
     inside = (pairs.iou > iou) & (found.category[pairs.detection] == crowds.category[pairs.truth])
     flags = np.zeros(len(found), bool)
     flags[pairs.detection[inside]] = True
