@@ -79,7 +79,7 @@ def evaluate_files(
 
 def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSettings) -> CocoResult:
     if not settings.use_categories:
-        truths, detections = _as_one_category(truths, detections)
+        truths, detections = _as_one_category(truths, detections, strict=settings.strict)
     literally = settings.strict and not is_ordinary(truths.truths, detections)
     arrays = (evaluate_literally if literally else evaluate_arrays)(
         truths.truths,
@@ -101,12 +101,20 @@ def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSett
 
 
 def _as_one_category(
-    truths: CocoTruths, detections: FlatDetections
+    truths: CocoTruths, detections: FlatDetections, *, strict: bool
 ) -> tuple[CocoTruths, FlatDetections]:
     """All as one category, in the order of pycocotools: by category, then as given."""
 
+    def order(category: Ints) -> Ints:
+        rows = np.argsort(category, kind="stable")
+        if truths.listed is None or not strict:
+            return rows
+        # pycocotools takes what a category holds once for each time that it is listed
+        own = [rows[category[rows] == index] for index in range(len(truths.category_ids))]
+        return np.concatenate([np.tile(o, n) for o, n in zip(own, truths.listed, strict=True)])
+
     def merge(flat: FlatTruths) -> FlatTruths:
-        flat = flat[np.argsort(flat.category, kind="stable")]
+        flat = flat[order(flat.category)]
         return replace(flat, category=np.zeros_like(flat.category))
 
     by_id = truths.by_id
@@ -117,7 +125,7 @@ def _as_one_category(
         truths=merge(truths.truths),
         by_id=by_id and TruthsById(merge(by_id.truths), by_id.reasons),
     )
-    found = detections[np.argsort(detections.category, kind="stable")]
+    found = detections[order(detections.category)]
     return merged, replace(found, category=np.zeros_like(found.category))
 
 

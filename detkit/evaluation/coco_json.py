@@ -67,7 +67,9 @@ def read_truths(
         name = str(source)
         columns, load_images = _read_truth_file(source, strict=strict)
     image_ids: Ids = np.unique(columns.images)
-    category_ids, class_names = _sort_categories(Table(columns.categories, f"{name}: categories"))
+    category_ids, class_names, listed = _sort_categories(
+        Table(columns.categories, f"{name}: categories")
+    )
     _check_kind(columns.image_id, image_ids, f"{name}: annotations[0]")
     if not strict:
         _check_sizes(columns.bbox, f"{name}: annotations")
@@ -75,7 +77,9 @@ def read_truths(
     truths, by_id = _place_truths(
         columns, image_ids, category_ids, strict=strict, use_categories=use_categories
     )
-    return CocoTruths(image_ids, category_ids, class_names, truths, name, by_id, load_images)
+    return CocoTruths(
+        image_ids, category_ids, class_names, truths, name, by_id, load_images, listed
+    )
 
 
 def read_detections(
@@ -162,13 +166,14 @@ def _load_images(path: str | Path, span: Span | None = None) -> Records:
     return load_json(path)[0]["images"] if span is None else read_span(path, span)
 
 
-def _sort_categories(table: Table) -> tuple[Ints, tuple[str, ...]]:
-    """The ids in order, and the names; of a repeated id the last name counts."""
+def _sort_categories(table: Table) -> tuple[Ints, tuple[str, ...], Ints | None]:
+    """The ids in order, the names (of a repeated id the last one), and how often each repeats."""
     ids = table.integers("id")
     names = [str(record.get("name", record["id"])) for record in table.records]
     name_of = dict(zip(ids.tolist(), names, strict=True))
-    unique = np.unique(ids)
-    return unique, tuple(name_of[category] for category in unique.tolist())
+    unique, listed = np.unique(ids, return_counts=True)
+    class_names = tuple(name_of[category] for category in unique.tolist())
+    return unique, class_names, listed if len(unique) < len(ids) else None
 
 
 def _check_kind(ids: Ids, known: Ids, place: str, source: str = "") -> None:

@@ -1,8 +1,8 @@
 """Which of the 12 numbers differ from those of pycocotools, and why.
 
 By default the metric counts what is there. pycocotools 2.0.11 looks annotations up by their ids and
-notes a match by the id of the truth, 0 meaning none; its AP is that of exactly 100 detections.
-M annotations.
+notes a match by the id of the truth, 0 meaning none; its AP is that of exactly 100 detections; an
+overlap that is NaN reaches all its thresholds. M annotations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from detkit.evaluation.accumulation import evaluate_arrays
 from detkit.evaluation.inputs import Bools, FlatTruths, Ints, TruthsById
+from detkit.evaluation.literal import evaluate_literally, is_ordinary
 
 if TYPE_CHECKING:
     from detkit.evaluation.result import CocoResult
@@ -64,43 +65,52 @@ def find_notes(result: CocoResult, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _notes(result: CocoResult, names: Sequence[str]) -> Iterator[str]:
-    if not len(result.detections):
-        yield "no detections: pycocotools raises an IndexError for an empty list of them"
+    if not len(result.detections) and (result.stats > -1).any():
+        yield "no detection in these categories: an empty list fails in pycocotools (IndexError)"
     compared = list(names)
     if 100 not in result.settings.max_dets:
         compared.remove("AP")
         value = result.stats[names.index("AP")]
         if value > -1:
-            limit = result.settings.max_dets[-1]
             yield (
-                f"AP {value:.3f} (pycocotools: -1.000): it is that of {limit} detections, "
-                "pycocotools wants a limit of exactly 100"
+                f"AP {value:.3f} (pycocotools: -1.000): it is that of the limit "
+                f"{result.settings.max_dets[-1]}, pycocotools wants a limit of exactly 100"
             )
-    if result.truths.by_id is not None:
-        yield from _notes_on_ids(result, result.truths.by_id, names, compared)
+    if not result.settings.use_categories and result.truths.listed is not None:
+        yield "without categories pycocotools counts a category that is listed twice twice"
+    by_id = result.truths.by_id or TruthsById(result.truths.truths, ())
+    reasons = list(by_id.reasons)
+    ordinary = is_ordinary(by_id.truths, result.detections)
+    if not ordinary:
+        reasons.append("lets an overlap that float64 cannot hold (NaN) reach all thresholds")
+    if reasons:
+        arrays = (evaluate_arrays if ordinary else evaluate_literally)(
+            by_id.truths,
+            result.detections,
+            num_categories=len(result.category_ids),
+            settings=result.settings,
+        )
+        theirs = replace(result, **{name: getattr(arrays, name) for name in CURVES})
+        yield from _compare(result, theirs, names, compared, " and ".join(reasons))
 
 
-def _notes_on_ids(
-    result: CocoResult, by_id: TruthsById, names: Sequence[str], compared: Sequence[str]
+def _compare(
+    result: CocoResult,
+    theirs: CocoResult,
+    names: Sequence[str],
+    compared: Sequence[str],
+    reasons: str,
 ) -> Iterator[str]:
     """At most one note, on those of the numbers that are compared."""
-    arrays = evaluate_arrays(
-        by_id.truths,
-        result.detections,
-        num_categories=len(result.category_ids),
-        settings=result.settings,
-    )
-    theirs = replace(result, **{name: getattr(arrays, name) for name in CURVES})
-    reasons = f"pycocotools {' and '.join(by_id.reasons)}"
     differing = [
         _difference(name, mine, other)
         for name, mine, other in zip(names, result.stats, theirs.stats, strict=True)
         if name in compared and mine != other
     ]
     if differing:
-        yield f"{', '.join(differing)}: {reasons}"
+        yield f"{', '.join(differing)}: pycocotools {reasons}"
     elif not all(np.array_equal(getattr(result, name), getattr(theirs, name)) for name in CURVES):
-        yield f"the 12 numbers are those of pycocotools, but not all of the curves: {reasons}"
+        yield f"the 12 numbers are those of pycocotools, not all curves: pycocotools {reasons}"
 
 
 def _difference(name: str, mine: float, theirs: float) -> str:

@@ -137,6 +137,7 @@ class CocoTruths:
         source: where it comes from, for error messages.
         by_id: the annotations as pycocotools takes them, where that is different.
         load_images: gives the records of the images, if there are such.
+        listed: `[K]` how often the ground truth lists each category, where that is not once each.
     """
 
     image_ids: Ids
@@ -146,6 +147,7 @@ class CocoTruths:
     source: str = "ground truth"
     by_id: TruthsById | None = None
     load_images: LoadRecords | None = None
+    listed: Ints | None = None
 
     def image_records(self) -> list[Mapping[str, Any]] | None:
         """The records of the images: file name, width, height and any attribute of theirs.
