@@ -37,8 +37,8 @@ class PrCurve:
         envelope: `[N]` highest precision at this recall or more, of which AP is made.
         scores: `[N]` descending.
         interpolated: `[R]` the envelope at the recalls 0, 0.01 .. 1 (`RECALL_GRID`), 0 where the
-            recall is not reached. It is `CocoResult.precision` of this class and overlap. All are
-            NaN without truths.
+            recall is not reached. It is `CocoResult.precision` of this class and overlap (but for
+            what `strict` takes over from pycocotools). All are NaN without truths.
     """
 
     category_id: int | None

@@ -82,7 +82,9 @@ def test_category_without_truths_leaves_the_mean(pets: CocoResult) -> None:
     assert (none.truths, none.as_dict()["AP"]) == (0, None)
     assert none.precision.tolist() == [0]
     points = result.operating_points()
-    assert math.isnan(points.classes[0].best.f1)
+    best = points.classes[0].best
+    assert math.isnan(best.f1) and math.isnan(best.precision)  # reports nothing
+    assert best.false_positives == 0
     assert points.overall.at(0.5).precision == 0.5  # its detections are wrong nonetheless
 
 
