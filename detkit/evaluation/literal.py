@@ -33,13 +33,20 @@ LARGEST, SMALLEST = 1e150, 1e-150
 
 def is_ordinary(truths: FlatTruths, detections: FlatDetections) -> bool:
     """Whether all numbers are finite, and all overlaps sure to be numbers."""
-    if not (np.isfinite(truths.area).all() and np.isfinite(detections.scores).all()):
+    if not (_within(truths.area, np.inf) and _within(detections.scores, np.inf)):
         return False
     for boxes in (truths.boxes, detections.boxes):
         sizes = boxes[:, 2:]
-        if not (np.abs(boxes) < LARGEST).all() or ((sizes > 0) & (sizes < SMALLEST)).any():
+        if not _within(boxes, LARGEST):
+            return False
+        if sizes.min(initial=1.0) < SMALLEST and ((sizes > 0) & (sizes < SMALLEST)).any():
             return False
     return True
+
+
+def _within(values: Floats, limit: float) -> bool:
+    """Whether all lie between -limit and limit; NaN lies nowhere."""
+    return bool(-limit < values.min(initial=0.0) and values.max(initial=0.0) < limit)
 
 
 def evaluate_literally(
