@@ -1,8 +1,8 @@
 """How every command ends: its exit code and the one line it says when something is wrong.
 
 Exit codes: 0 done, 1 a computation failed (a loss that is not finite, memory), 2 a user's mistake,
-130 interrupted. Anything else is a fault of detkit and ends with its traceback; with
-`DETKIT_DEBUG=1` in the environment so do the user's mistakes.
+130 interrupted, 143 terminated. Anything else is a fault of detkit and ends with its traceback;
+with `DETKIT_DEBUG=1` in the environment so do the user's mistakes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ COMPUTATION_FAILED = 1
 USER_MISTAKE = 2  # what argparse uses
 INTERRUPTED = 130  # 128 + SIGINT, as the shell has it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); like KeyboardInterrupt no fault to be handled."""
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -34,6 +39,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         sys.stdout.flush()  # a closed pipe must show here, not in the interpreter's last breath
     except KeyboardInterrupt as interrupt:
         _leave(f"interrupted{f'; {interrupt}' if interrupt.args else ''}", INTERRUPTED)
+    except Terminated as order:
+        _leave(f"terminated{f'; {order}' if order.args else ''}", TERMINATED)
     except BrokenPipeError:  # the reader has gone (`| head`): nobody is left to tell
         _forget_output()
         sys.exit(BROKEN_PIPE)

@@ -156,6 +156,24 @@ class Batch:
             proposals = tuple(each.pin_memory() for each in proposals)
         return replace(self, images=self.images.pin_memory(), targets=targets, proposals=proposals)
 
+    def split(self, parts: int) -> list[Batch]:
+        """At most so many batches of neighbouring images, none of them empty; views of this one."""
+        size = -(-len(self) // parts)
+        return [self._cut(start, start + size) for start in range(0, len(self), size)]
+
+    def _cut(self, start: int, stop: int) -> Batch:
+        if start == 0 and stop >= len(self):
+            return self
+        part = slice(start, stop)
+        return Batch(
+            images=self.images[part],
+            sizes=self.sizes[part],
+            original_sizes=self.original_sizes[part],
+            targets=None if self.targets is None else self.targets[part],
+            dropped=self.dropped if start == 0 else 0,  # known of the whole batch only
+            proposals=None if self.proposals is None else self.proposals[part],
+        )
+
     def without_targets(self) -> Batch:
         """The same images, to be predicted."""
         return replace(self, targets=None)

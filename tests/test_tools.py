@@ -588,6 +588,25 @@ def test_ablate_interrupted(
     assert done.err.splitlines()[-1] == message
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to send here")
+def test_train_terminated(
+    command: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detkit.engine import train
+
+    original = train._step
+
+    def terminated(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(train, "_step", terminated)
+    done = command("train", recipe_file, "--save-every", 1, "--out", tmp_path)
+    assert done.code == 143
+    assert done.err.splitlines()[-1] == f"terminated; go on with --resume {tmp_path / 'tiny'}"
+    assert load_checkpoint(tmp_path / "tiny" / "last.pt").training["step"] == 1
+
+
 def test_ablate_says_which_runs_failed(
     command: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -692,5 +711,6 @@ def test_interrupt(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     assert sorted(p.name for p in log.parent.glob(".*")) == []
     checkpoint = load_checkpoint(last)
     assert checkpoint.training is not None
-    assert checkpoint.training["step"] == 3 * checkpoint.epoch > 0
+    step, batch = (checkpoint.training[name] for name in ("step", "batch"))
+    assert step == 3 * checkpoint.epoch + batch > 0
     assert checkpoint.detector() is not None

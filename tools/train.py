@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="also save within epochs")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -30,6 +31,8 @@ def main(arguments: list[str]) -> None:
         options.overrides, options.recipe = [options.recipe, *options.overrides], None
     if options.recipe is None and not options.resume:
         raise ConfigError("no recipe given; name one, e.g. configs/quickstart.yaml")
+    if options.save_every is not None:
+        options.overrides.append(f"train.save_every={options.save_every}")
     recipe = load_recipe(options.recipe or Path(options.resume, "recipe.yaml"), options.overrides)
     folder = Path(options.resume) if options.resume else Path(options.out, recipe.name)
     if (folder / "last.pt").exists() and not options.resume and not options.overwrite:
@@ -41,9 +44,9 @@ def main(arguments: list[str]) -> None:
     try:
         with process_group(device):
             train(recipe, folder=folder, device=device, resume=bool(options.resume))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, cli.Terminated) as stopped:
         if (folder / "last.pt").exists():
-            raise KeyboardInterrupt(f"go on with --resume {folder}") from None
+            raise type(stopped)(f"go on with --resume {folder}") from None
         raise
 
 

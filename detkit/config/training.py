@@ -45,13 +45,18 @@ class TrainConfig(Section):
 
     epochs: PositiveInt = 26
     batch_size: PositiveInt = 16  # over all processes
+    # parts in which a batch goes through the network, its gradient being gathered: less memory.
+    # The same gradient where losses are means over images and norms do not look at the batch
+    accumulate: PositiveInt = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Positive | None = None
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     channels_last: bool = True
     ema: EMAConfig | None = None
-    validate_every: PositiveInt = 1
+    validate_every: PositiveInt = 1  # epochs
+    patience: PositiveInt | None = None  # validations without a better AP after which to stop
+    save_every: PositiveInt | None = None  # steps between savings, beside that of each epoch
     sync_batch_norm: bool = False
     log_every: PositiveInt = 10  # steps between lines in metrics.jsonl
 

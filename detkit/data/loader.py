@@ -5,6 +5,7 @@ B images in a batch, H and W the padded size, M truths of an image.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -100,6 +101,7 @@ def _start_worker(worker_id: int) -> None:
     """One thread for each worker: more would fight for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
 
 
 class AspectBatchSampler(Sampler[list[Key]]):
@@ -137,19 +139,19 @@ class AspectBatchSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} not in 0..{world_size - 1}")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
         ratio = aspect_groups(sizes)
         self._groups = ratio if group_by_aspect else np.zeros_like(ratio)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentations of an epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the order and the augmentations of an epoch, and with which batch to begin."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in self._batches():
+        for batch in self._batches()[self.start :]:
             yield [(int(index), sample_seed(self.seed, self.epoch, int(index))) for index in batch]
 
     def _batches(self) -> list[np.ndarray]:

@@ -1,26 +1,37 @@
-"""Where numbers go while training: metrics.jsonl and TensorBoard."""
+"""Where numbers go while training: metrics.jsonl and TensorBoard; and what a step costs."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from detkit.files import write_atomically
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 
 class RunLog:
     """Appends a line for each record to `metrics.jsonl` and its numbers to TensorBoard.
 
     Args:
-        folder: of the run.
+        folder: of the run; None: another process writes, and this log takes in nothing.
         resume_step: when a run goes on from this step, what was written after it is taken back,
             so that the log reads as if nothing had happened; 0 starts a new log.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
+    def __init__(self, folder: Path | None, *, resume_step: int) -> None:
+        self.silent = folder is None
+        if folder is None:
+            return
         self.path = folder / "metrics.jsonl"
         write_atomically(self.path, "".join(_lines_until(self.path, resume_step)))
         self._file = self.path.open("a", encoding="utf-8")
@@ -30,6 +41,8 @@ class RunLog:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Add one record, e.g. `write("step", 120, {"loss/rpn/box": 0.1})`."""
+        if self.silent:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()  # a killed run must show how far it came
         for name, value in values.items():
@@ -38,8 +51,66 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close both."""
+        if self.silent:
+            return
         self._file.close()
         self._board.close()
+
+
+class StepMeter:
+    """Time, throughput and memory of the steps since they were last read.
+
+    Args:
+        device: whose memory counts; on a CPU that of this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._mark = time.perf_counter()  # since when data is waited for
+        self._start()
+
+    def _start(self) -> None:
+        self._begin, self._waited, self._steps, self._images = self._mark, 0.0, 0, 0
+
+    def data_came(self) -> None:
+        """A batch has arrived."""
+        self._waited += time.perf_counter() - self._mark
+
+    def step_done(self, images: int) -> None:
+        """A step on so many images is complete; the wait for the next batch begins."""
+        self._mark = time.perf_counter()
+        self._steps += 1
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps, and start anew.
+
+        Returns:
+            `time/step` and `time/data` (of it waiting for data) in seconds, `time/data_share` of
+            the latter in 0..1, `time/images_per_second` of this process, and `memory_mib`, the
+            highest so far, where the system tells.
+        """
+        spent, steps = self._mark - self._begin, max(self._steps, 1)
+        record = {
+            "time/step": spent / steps,
+            "time/data": self._waited / steps,
+            "time/data_share": self._waited / max(spent, 1e-9),
+            "time/images_per_second": self._images / max(spent, 1e-9),
+        }
+        if (peak := _peak_memory(self.device)) is not None:
+            record["memory_mib"] = peak / 2**20
+        self._start()
+        return record
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU's tensors, or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, kilobytes elsewhere
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

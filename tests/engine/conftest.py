@@ -49,7 +49,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what they say about time."""
+    """The lines of metrics.jsonl without what they say about time and memory."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -57,7 +57,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line, parse_constant=refuse) for line in lines]
     return [
-        {key: value for key, value in record.items() if not key.startswith("time/")}
+        {key: value for key, value in record.items() if not key.startswith(("time/", "memory"))}
         for record in records
     ]
 

@@ -11,11 +11,12 @@ from typing import IO, Any, NoReturn
 import torch
 
 from detkit.config import Recipe
+from detkit.engine import state as states
 from detkit.engine import train as training
 from detkit.engine.checkpoint import Checkpoint
 from detkit.engine.log import RunLog
 
-save_checkpoint, save, write = training.save_checkpoint, torch.save, RunLog.write
+save_checkpoint, save, write = states.save_checkpoint, torch.save, RunLog.write
 
 
 def die(*_: Any) -> NoReturn:
@@ -54,7 +55,7 @@ def train_and_die(point: str, recipe: Recipe, folder: Path, threads: int) -> Non
             die()
         write(log, kind, step, values)
 
-    training.save_checkpoint = dying_save
+    states.save_checkpoint = dying_save
     RunLog.write = dying_write  # type: ignore[method-assign]
     training.train(recipe, folder=folder, device=torch.device("cpu"))
 

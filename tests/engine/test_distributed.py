@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from detkit.config import Recipe, recipe_to_yaml
 from detkit.data import CocoDataset
 from detkit.detectors import create_detector
-from detkit.engine import distributed, train
+from detkit.engine import distributed, state
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.data import build_dataset, eval_loader
 from detkit.engine.evaluate import Evaluation, evaluate
@@ -171,7 +172,8 @@ def test_every_epoch_and_process_has_random_numbers_of_its_own(
 ) -> None:
     def first_number(seed: int, epoch: int, rank: int) -> float:
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-        train._seed_epoch(seed, epoch)
+        run = SimpleNamespace(recipe=SimpleNamespace(seed=seed), device=CPU)
+        state.seed_epoch(SimpleNamespace(epoch=epoch, random=[]), run)  # type: ignore[arg-type]
         return float(torch.rand(()))
 
     settings = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (2**63 - 1, 3, 1)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detkit.config import ConfigError, Recipe, load_recipe
 from detkit.detectors import Detector, RegionProposal, create_detector
+from detkit.engine import state as states
 from detkit.engine import train as training
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.structures import Batch
@@ -40,7 +41,8 @@ SGD = (
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Raise KeyboardInterrupt in the first or third of four epochs of three steps each."""
     name = {"epoch": "_train_epoch", "save": "save_checkpoint"}.get(place, "_finite")
-    original = getattr(training, name)
+    module = states if place == "save" else training
+    original = getattr(module, name)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if place == "first step" and args[2].step == 1:
@@ -53,7 +55,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, name, interrupted)
+    monkeypatch.setattr(module, name, interrupted)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +325,7 @@ def test_files_of_a_run(straight: Path, tiny_recipe: MakeRecipe, records: Record
     assert kinds == expected
     losses = {"rpn/objectness", "rpn/box", "roi/class", "roi/box"}
     step, epoch = records(straight)[2:4]
-    assert set(step) == {"kind", "step", "lr", "boxes_dropped"} | {
+    assert set(step) == {"kind", "step", "lr", "grad_norm", "boxes_dropped"} | {
         f"loss/{name}" for name in losses
     }
     assert set(epoch) >= {"epoch", "val/AP", "val/AP50"} | {f"val/loss/{name}" for name in losses}
@@ -391,7 +393,7 @@ def test_best_is_the_epoch_of_the_highest_ap(
         )
         return SimpleNamespace(result=result, losses={}, detections={})
 
-    def no_epoch(model: object, state: training.State, *args: Any, **kwargs: Any) -> None:
+    def no_epoch(model: object, state: states.State, *args: Any, **kwargs: Any) -> None:
         state.step += 3
 
     monkeypatch.setattr(training, "evaluate", evaluated)

@@ -1,0 +1,72 @@
+"""What a training is made of and does not change while it lasts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from detkit.config import ConfigError, Recipe
+from detkit.data import CocoDataset
+from detkit.engine import distributed
+from detkit.engine.data import build_dataset, check_same_classes, eval_loader, train_loader
+from detkit.engine.device import amp_dtype
+from detkit.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that stays as it is while training.
+
+    Attributes:
+        recipe: what to do.
+        folder: where files go.
+        device: where to compute.
+        dtype: for autocast, or None.
+        train_set: to learn from.
+        loader: its batches.
+        val_set: to validate on, or None.
+        val_loader: its batches, or None.
+    """
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype | None
+    train_set: CocoDataset
+    loader: DataLoader[Batch]
+    val_set: CocoDataset | None
+    val_loader: DataLoader[Batch] | None
+
+
+def prepare_run(recipe: Recipe, folder: Path, device: torch.device) -> Run:
+    """Read the data sets.
+
+    Raises:
+        ValueError: a recipe or data set that cannot be used.
+    """
+    if recipe.data.train is None:
+        raise ConfigError("data.train is missing; name the annotations to train on")
+    schedule = recipe.train.schedule
+    late = [epoch for epoch in schedule.milestones if epoch >= recipe.train.epochs]
+    if schedule.name == "multistep" and late and distributed.is_main():
+        logger.warning(
+            "train.schedule.milestones %s are not below train.epochs %d: no fall of the rate there",
+            late,
+            recipe.train.epochs,
+        )
+    dtype = amp_dtype(recipe.train.amp, device)
+    pin_memory = device.type == "cuda"
+    train_set = build_dataset(recipe.data.train, role="train")
+    loader = train_loader(recipe, train_set, pin_memory=pin_memory)
+    val_set = val_loader = None
+    if recipe.data.val is not None:
+        val_set = build_dataset(recipe.data.val, role="val")
+        check_same_classes(val_set, train_set.class_names, "val")
+        val_loader = eval_loader(recipe, val_set, pin_memory=pin_memory)
+    return Run(recipe, folder, device, dtype, train_set, loader, val_set, val_loader)
