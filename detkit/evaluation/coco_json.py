@@ -41,7 +41,11 @@ from detkit.evaluation.scan import Span, read_span, scan_detections, scan_truths
 
 
 def read_truths(
-    source: Mapping[str, Any] | str | Path, *, strict: bool = False, use_categories: bool = True
+    source: Mapping[str, Any] | str | Path,
+    *,
+    strict: bool = False,
+    use_categories: bool = True,
+    name: str = "ground truth",
 ) -> CocoTruths:
     """Read ground truth from a COCO file or the dict that was read from one.
 
@@ -53,6 +57,7 @@ def read_truths(
         strict: take annotations by their ids, as pycocotools does, and numbers that are not finite
             or are negative sizes.
         use_categories: as in CocoSettings, of interest to ids that repeat.
+        name: of a dict, for error messages.
 
     Raises:
         ValueError: malformed JSON; a field is missing or wrong (the file, the index and the field).
@@ -60,7 +65,6 @@ def read_truths(
     """
     load_images: LoadRecords
     if isinstance(source, Mapping):
-        name = "ground truth"
         columns = truth_columns(source, name, strict=strict)
         load_images = partial(list, source["images"])
     else:
