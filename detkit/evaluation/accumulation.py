@@ -271,7 +271,8 @@ class _Tables:
             num_truths: `[A, K]`.
             top_scores: `[K]`.
         """
-        self.scores[:, :, 0] = top_scores  # the first detection, right or wrong, reaches recall 0
+        # The first detection, right or wrong, reaches recall 0.
+        self.scores[:, :, self.levels <= 0] = top_scores
         axes = (len(settings.max_dets), len(settings.area_ranges), len(settings.iou_thresholds))
         area, category = np.nonzero(num_truths == 0)
         views: list[Floats] = []
@@ -302,9 +303,11 @@ def _draw(
     recall = true / num_truths.reshape(-1)[segment]
     level = np.searchsorted(tables.levels, recall, side="right") - 1
     first = run_starts(segment, level)
+    best = np.maximum.reduceat(true / (false + true + np.spacing(1.0)), first)
+    above = level[first] >= 0  # the others do not reach the first level, where it is not 0
+    first, best = first[above], best[above]
     curve, category = np.divmod(segment[first], num_categories)
     level = level[first]
-    best = np.maximum.reduceat(true / (false + true + np.spacing(1.0)), first)
     precision = tables.precision[place]  # [C, R, K]
     precision[curve, level, category] = best
     _carry_down(precision, np.maximum)

@@ -67,8 +67,10 @@ def random_settings(rng: np.random.Generator) -> CocoSettings:
     ranges = None if rng.random() < 0.5 else {str(i): tuple(e) for i, e in enumerate(ends)}
     limits = rng.choice([1, 2, 3, 10, 100], rng.integers(1, 5))
     settings = CocoSettings.of(thresholds, ranges, limits if rng.random() < 0.5 else (1, 10, 100))
-    levels = np.linspace(0, 1, rng.integers(1, 30)) if rng.random() < 0.3 else None
-    return settings if levels is None else replace(settings, recall_levels=levels)
+    if rng.random() < 0.7:
+        return settings
+    levels = np.linspace(rng.choice([0.0, 0.3]), 1, rng.integers(1, 30))
+    return replace(settings, recall_levels=levels)
 
 
 def curves_by(name: str, case: Case) -> CurveArrays:

@@ -226,6 +226,8 @@ static void add_positive(Walk *walk, int64_t category, int64_t limit, int curve,
     for (; positives >= need[level + 1]; level++)
         walk->curves->scores[row + level + 1] = score;
     counts->level[curve] = level;
+    if (level < 0) /* the first level is above 0 and not reached yet */
+        return;
     int32_t false_positives = counts->inside[range] - counts->matched[curve];
     double precision = positives / ((double)(false_positives + positives) + DBL_EPSILON);
     double *best = walk->curves->precision + row + level;
@@ -272,7 +274,8 @@ static void finish_curve(Walk *walk, int64_t category, int curve, int64_t limit,
     }
     for (int32_t r = walk->counts[limit].level[curve]; r > 0; r--)
         precision[r - 1] = larger(precision[r - 1], precision[r]);
-    scores[0] = top_score; /* the first detection, right or wrong, reaches recall 0 */
+    for (int64_t r = 0; r < num_levels && settings->levels[r] <= 0; r++)
+        scores[r] = top_score; /* the first detection, right or wrong, reaches recall 0 */
     walk->curves->recall[row] = walk->counts[limit].positives[curve] / (double)truths;
 }
 
