@@ -136,7 +136,7 @@ def _mass_edges(scores: Floats, bins: int) -> Floats:
     """Edges from 0 to 1 between which about equally many scores lie."""
     places = np.arange(1, bins) * len(scores) // bins - 1  # of the last score of each bin
     inner = np.unique(np.sort(scores)[places[places >= 0]])
-    return np.concatenate([[0.0], inner[(inner > 0) & (inner < 1)], [1.0]])
+    return np.concatenate([[0.0], inner[inner < 1], [1.0]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,12 @@ def test_equal_scores_share_a_bin() -> None:
     assert (found.edges.tolist(), found.counts.tolist()) == ([0, 0.5, 1], [8, 2])
 
 
+def test_scores_of_0_have_their_bin_and_there_is_none_above_1() -> None:
+    scores = np.array([0.0] * 4 + [0.5] + [1.0] * 5)
+    found = reliability(scores, scores > 0.2, bins=5, equal_mass=True)
+    assert (found.edges.tolist(), found.counts.tolist()) == ([0, 0, 1], [4, 6])
+
+
 @pytest.mark.parametrize("equal_mass", [False, True])
 def test_scores_that_mean_what_they_say(equal_mass: bool) -> None:
     """The error is then sampling noise; squared, the scores are off by E|s - s^2| = 1/6."""

@@ -124,6 +124,8 @@ def test_table_and_json(pets: CocoResult) -> None:
     assert (pair.truth, pair.detection, pair.count, pair.share) == ("dog", "cat", 1, 0.5)
     content = matrix.as_dict()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+    few = pets.confusion(score=0.7).most_confused()  # of two cats one is missed in part
+    assert [(each.truth, each.detection, each.share) for each in few] == [("cat", "dog", 0.5)]
     assert content["labels"] == ["cat", "dog", "background"]
 
 
