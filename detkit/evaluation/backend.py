@@ -48,7 +48,7 @@ def backend() -> Backend:
     """
     choice = _chosen.get() or os.environ.get(VARIABLE, "")
     source = "chosen by the program" if _chosen.get() else f"chosen by {VARIABLE}"
-    module, fault = _load()
+    module, fault = load_native()
     if choice == NUMPY:
         return Backend(NUMPY, source)
     if choice not in ("", COMPILED):
@@ -80,11 +80,11 @@ def using(name: str) -> Iterator[None]:
 
 def native_module() -> ModuleType | None:
     """The compiled module, or None where numpy evaluates."""
-    return _load()[0] if backend().name == COMPILED else None
+    return load_native()[0] if backend().name == COMPILED else None
 
 
 @cache
-def _load() -> tuple[ModuleType | None, str]:
+def load_native() -> tuple[ModuleType | None, str]:
     """The compiled module, or None and what is wrong."""
     try:
         module = importlib.import_module("detkit.evaluation._native")

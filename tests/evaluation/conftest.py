@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.evaluation.backend import load_native, using
 
 Record = dict[str, Any]
 
@@ -147,3 +148,13 @@ def make_random_result(seed: int, images: int = 6, categories: int = 3) -> CocoR
 @pytest.fixture(scope="session")
 def random_result() -> Callable[..., CocoResult]:
     return make_random_result
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the tests of a module with the compiled evaluator and with the one in numpy."""
+    module, fault = load_native()
+    if request.param == "compiled" and module is None:
+        pytest.skip(f"no compiled evaluator: {fault}")
+    with using(request.param):
+        yield request.param

@@ -13,7 +13,7 @@ import pytest
 
 from detkit.evaluation import backend
 from detkit.evaluation.accumulation import CurveArrays, evaluate_arrays
-from detkit.evaluation.backend import _load, native_module, using
+from detkit.evaluation.backend import load_native, native_module, using
 from detkit.evaluation.compiled import draw_curves
 from detkit.evaluation.inputs import CocoSettings, FlatDetections, FlatTruths
 from detkit.evaluation.outcomes import Outcomes, find_outcomes
@@ -21,8 +21,7 @@ from detkit.evaluation.outcomes import Outcomes, find_outcomes
 IMAGES, CATEGORIES = 5, 3
 Case = tuple[FlatTruths, FlatDetections, CocoSettings]
 
-with using("numpy"):
-    MODULE, FAULT = _load()
+MODULE, FAULT = load_native()
 compiled = pytest.mark.skipif(MODULE is None, reason=f"no compiled evaluator: {FAULT}")
 
 
@@ -246,9 +245,9 @@ def test_threads_do_not_disturb_each_other() -> None:
 @pytest.fixture
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "detkit.evaluation._native", None)
-    _load.cache_clear()
+    load_native.cache_clear()
     yield
-    _load.cache_clear()
+    load_native.cache_clear()
 
 
 def test_numpy_is_chosen_where_nothing_is_compiled(
@@ -265,9 +264,9 @@ def test_numpy_is_chosen_where_nothing_is_compiled(
 def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DETKIT_EVALUATOR", raising=False)
     monkeypatch.setattr(MODULE, "INTERFACE", 0)
-    _load.cache_clear()
+    load_native.cache_clear()
     found = backend()
-    _load.cache_clear()
+    load_native.cache_clear()
     assert found.name == "numpy"
     assert "another version" in found.reason
 

@@ -19,6 +19,8 @@ from detkit.evaluation.outcomes import find_outcomes
 
 Record = dict[str, Any]
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def random_case(seed: int) -> tuple[Record, list[Record]]:
     """Three crowded images of two categories, with crowds and ties of scores and overlaps."""

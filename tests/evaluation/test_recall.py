@@ -14,6 +14,8 @@ from detkit.evaluation.recall import proposal_recall
 
 LIMITS = (3, 10, 40)
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     corner = rng.integers(0, 60, (count, 2))
