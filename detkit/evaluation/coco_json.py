@@ -87,7 +87,11 @@ def read_truths(
 
 
 def read_detections(
-    source: Sequence[Mapping[str, Any]] | str | Path, truths: CocoTruths, *, strict: bool = False
+    source: Sequence[Mapping[str, Any]] | str | Path,
+    truths: CocoTruths,
+    *,
+    strict: bool = False,
+    keep_unlisted: bool = False,
 ) -> FlatDetections:
     """Read detections in COCO's results format: a list of image_id, category_id, bbox and score.
 
@@ -97,6 +101,7 @@ def read_detections(
         source: path or list.
         truths: the ground truth.
         strict: take numbers that are not finite or are negative sizes.
+        keep_unlisted: keep detections of other categories, with -1 as the index of the category.
 
     Raises:
         ValueError: malformed JSON; a field is missing or wrong, or an image is not in the ground
@@ -121,8 +126,9 @@ def read_detections(
     if not strict:
         _check_sizes(columns.bbox, f"{name}: ")
     category, listed = index_of(truths.category_ids, columns.category_id)
+    category[~listed] = -1
     found = FlatDetections(image, category, columns.bbox, columns.score)
-    return found if listed.all() else found[np.flatnonzero(listed)]
+    return found if keep_unlisted or listed.all() else found[np.flatnonzero(listed)]
 
 
 def load_json(path: str | Path) -> tuple[Any, str]:
