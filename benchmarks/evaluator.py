@@ -9,8 +9,8 @@ evaluator in the same round, the table shows their medians. The columns:
 
     JSON       two files to the 12 numbers, in a process that did it before
     process    the same with the start of the process and its imports
-    core       evaluate + accumulate alone
     memory     detections from an array [N, 7] to the 12 numbers, the ground truth being loaded
+    core       evaluate + accumulate alone, of these
     peak       memory of the process that read the files
 
 On the large workloads pycocotools takes minutes and many gigabytes: `--reference-rounds 1` runs it
@@ -37,7 +37,7 @@ from evaluator_data import PRESETS, SCALES, write_workload
 from evaluator_peers import ONLY_MEMORY, PEERS
 
 ARRAYS = ("precision", "recall", "scores")
-COLUMNS = ("JSON", "process", "core", "memory", "peak")
+COLUMNS = ("JSON", "process", "memory", "core", "peak")
 THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "RAYON", "NUMBA")
 Report = dict[str, Any]
 Runs = dict[str, list[Report]]  # name of the evaluator to one report a round
@@ -51,11 +51,13 @@ class Bench:
         core: number of the processor's core.
         scratch: folder for what the processes leave.
         failed: evaluators with their last words, which are not asked again.
+        notes: what evaluators say of themselves.
     """
 
     core: int
     scratch: Path
     failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def measure(self, name: str, mode: str, folder: Path, keep: Path | None = None) -> Report:
         """One process; its report, empty if it fails.
@@ -85,7 +87,10 @@ class Bench:
         if done.returncode:
             self.failed[name] = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
             return {}
-        return json.loads(report.read_text())
+        answer: Report = json.loads(report.read_text())
+        if answer.get("note"):
+            self.notes[name] = answer["note"]
+        return answer
 
     def _environment(self, name: str) -> dict[str, str]:
         """One thread, this checkout, and byte code in a place where it can be written."""
@@ -143,7 +148,7 @@ def run_rounds(
 
 def _times(report: Report, memory: Report) -> Report:
     """The columns of one round: seconds and bytes, None where there is nothing."""
-    core = [seconds for seconds in report.get("core", []) if seconds is not None]
+    core = [seconds for seconds in memory["core"] if seconds is not None]
     return {
         "JSON": statistics.median(report["warm"]) if report else None,
         "process": report.get("first"),
@@ -274,6 +279,8 @@ def main() -> None:
                 bench, [peer for peer in rounds if rounds[peer]], folder, rounds
             )
             print(f"\n{name}, {options.rounds} rounds\n\n{table(runs, verdicts)}")
+        for name, words in bench.notes.items():
+            print(f"{name}: {words}")
         for name, words in bench.failed.items():
             print(f"{name} failed: {words}")
 

@@ -77,6 +77,33 @@ class DropIn:
         return Outcome([float(value) for value in judge.stats], core, lambda: arrays)
 
 
+class Detkit:
+    """Files as `tools/evaluate.py` reads them, arrays through the drop-in."""
+
+    def files(self, folder: Path) -> Outcome:
+        """From two files to the 12 numbers."""
+        from detkit.evaluation import evaluate_files
+
+        result = evaluate_files(folder / "gt.json", folder / "dt.json")
+        arrays = {key: getattr(result, key) for key in ("precision", "recall", "scores")}
+        return Outcome([float(value) for value in result.stats], None, lambda: arrays)
+
+    def prepare(self, folder: Path) -> None:
+        """Load what `memory` starts from."""
+        self.drop_in = DropIn("detkit.evaluation.compat")
+        self.drop_in.prepare(folder)
+
+    def memory(self) -> Outcome:
+        """From what is loaded to the 12 numbers."""
+        return self.drop_in.memory()
+
+    def note(self) -> str:
+        """Which of its two halves ran."""
+        from detkit.evaluation.backend import backend
+
+        return str(backend())
+
+
 class Vernier:
     """vernier's own interface; its drop-in still reads with pycocotools."""
 
@@ -238,8 +265,8 @@ PEERS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "torchmetrics": ("torchmetrics", Torchmetrics),
     "supervision": ("supervision", Supervision),
-    "detkit numpy": ("", lambda: DropIn("detkit.evaluation.compat")),
-    "detkit": ("", lambda: DropIn("detkit.evaluation.compat")),
+    "detkit numpy": ("", Detkit),
+    "detkit": ("", Detkit),
 }
 ONLY_MEMORY = ("torchmetrics", "supervision")
 
@@ -254,7 +281,7 @@ def measure(name: str, mode: str, folder: Path) -> tuple[dict[str, Any], Outcome
 
     Returns:
         Seconds of the first and of the warm runs, those of evaluate + accumulate alone, the peak of
-        the memory after the first run; and the last outcome.
+        the memory after the first run, what the evaluator says of itself; and the last outcome.
     """
     _, make = PEERS[name]
     peer = make()
@@ -275,7 +302,8 @@ def measure(name: str, mode: str, folder: Path) -> tuple[dict[str, Any], Outcome
         report["core"].append(outcome.core)
     if not report["warm"]:  # so slow that being warm makes no difference
         report["warm"], report["core"] = [first], [outcome.core]
-    return {**report, "stats": outcome.stats}, outcome
+    note = peer.note() if hasattr(peer, "note") else ""
+    return {**report, "stats": outcome.stats, "note": note}, outcome
 
 
 def _peak_memory() -> int:
@@ -292,6 +320,8 @@ def main() -> None:
     os.sched_setaffinity(0, {int(core)})
     if mode == "import":
         PEERS[name][1]()
+        if name.startswith("detkit"):
+            import_module("detkit.evaluation")
         return
     report, outcome = measure(name, mode, Path(folder))
     if keep and outcome.arrays is not None:
