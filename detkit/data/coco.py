@@ -166,6 +166,7 @@ def _read_truth(
     _raise_first(file, _annotation_problems(annotations, index_of, label_of))
     boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
     area = np.array([item.get("area") for item in annotations], dtype=np.float64)  # None: NaN
+    ids = [item.get("id") for item in annotations]
     return CocoGroundTruth(
         image_ids=image_ids,
         category_ids=category_ids,
@@ -174,6 +175,7 @@ def _read_truth(
         gt_boxes_xywh=boxes,
         gt_area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
         gt_crowd=np.array([bool(item.get("iscrowd")) for item in annotations], dtype=bool),
+        gt_ids=np.array(ids, np.int64) if all(map(_is_id, ids)) else None,
     )
 
 

@@ -82,6 +82,7 @@ class CocoGroundTruth:
         gt_boxes_xywh: `[G, 4]` float64, neither clipped nor cleaned.
         gt_area: `[G]` float64.
         gt_crowd: `[G]` bool.
+        gt_ids: `[G]` int64, None unless each annotation has a whole number as id.
     """
 
     image_ids: np.ndarray
@@ -91,6 +92,7 @@ class CocoGroundTruth:
     gt_boxes_xywh: np.ndarray
     gt_area: np.ndarray
     gt_crowd: np.ndarray
+    gt_ids: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,7 @@ class CocoDataset:
             gt_boxes_xywh=truth.gt_boxes_xywh[inside],
             gt_area=truth.gt_area[inside],
             gt_crowd=truth.gt_crowd[inside],
+            gt_ids=None if truth.gt_ids is None else truth.gt_ids[inside],
         )
         names = PackedStrings.pack([self._file_names[index] for index in range(limit)])
         first = CocoDataset(self.images, names, self._sizes[:limit], truth, self.class_names)

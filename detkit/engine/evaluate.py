@@ -31,6 +31,7 @@ from detkit.engine.data import (
 from detkit.engine.device import amp_dtype
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.evaluation.differences import with_ids
 from detkit.evaluation.report import write_report
 from detkit.evaluation.thresholds import above, read_thresholds
 from detkit.files import write_atomically
@@ -139,6 +140,8 @@ def evaluator_of(detections: dict[int, Detections], dataset: CocoDataset) -> Coc
         gt_crowd=truth.gt_crowd,
         class_names=dataset.class_names,
     )
+    if truth.gt_ids is not None:
+        evaluator.truths = with_ids(evaluator.truths, truth.gt_ids)
     for image_id, found in detections.items():
         categories = dataset.category_ids[found.labels.numpy()]
         evaluator.update(image_id, found.boxes.numpy(), found.scores.numpy(), categories)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.evaluation.accumulation import evaluate_arrays
-from detkit.evaluation.inputs import Bools, FlatTruths, Ints, TruthsById
+from detkit.evaluation.inputs import Bools, CocoTruths, FlatTruths, Ints, TruthsById
 from detkit.evaluation.literal import evaluate_literally, is_ordinary
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def take_by_id(
     row = last[group[row[np.argsort(truths.image[row], kind="stable")]]]
     taken = replace(truths, id_is_zero=ids == 0)
     return TruthsById(taken[row[listed[row]]], tuple(reasons))
+
+
+def with_ids(truths: CocoTruths, ids: Ints) -> CocoTruths:
+    """The same ground truth that knows the ids of its annotations, `[M]` in its order."""
+    every = np.ones(len(ids), bool)
+    return replace(truths, by_id=take_by_id(truths.truths, ids, collected=every, listed=every))
 
 
 def find_notes(result: CocoResult, names: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import Recipe
-from detkit.data import CocoDataset
+from detkit.data import CocoDataset, read_coco
 from detkit.detectors import Detector
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.data import build_dataset, eval_loader
@@ -136,13 +136,34 @@ def test_nothing_found_is_a_score_of_zero(dataset: CocoDataset) -> None:
     assert coco_results({3: Detections.empty()}, [7, 90, 300]) == []
 
 
-def test_perfect_detections_have_an_ap_of_one(dataset: CocoDataset) -> None:
+def perfect(dataset: CocoDataset) -> dict[int, Detections]:
     found = {}
     for index in range(len(dataset)):
         sample = dataset[index]
         real = ~sample.crowd
         boxes, labels = torch.from_numpy(sample.boxes[real]), torch.from_numpy(sample.labels[real])
         found[sample.image_id] = Detections(boxes, torch.ones(len(boxes)), labels)
+    return found
+
+
+def test_annotation_id_zero_is_spoken_of(
+    dataset: CocoDataset, tiny_data: Any, tmp_path: Path
+) -> None:
+    data = json.loads(tiny_data.annotations.read_text())
+    for index, record in enumerate(data["annotations"]):
+        record["id"] = index
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    found = perfect(dataset)
+    records = coco_results(found, dataset.category_ids.tolist())
+    from_file = evaluate_files(tmp_path / "gt.json", records)
+    from_dataset = measure(found, read_coco(tmp_path / "gt.json", tiny_data.images))
+    assert from_dataset.notes == from_file.notes
+    assert "annotation id 0" in from_file.notes[0]
+    assert measure(found, dataset).notes == ()
+
+
+def test_perfect_detections_have_an_ap_of_one(dataset: CocoDataset) -> None:
+    found = perfect(dataset)
     assert measure(found, dataset).stats[0] == pytest.approx(1.0)
     shifted = {
         image_id: Detections(each.boxes, each.scores, (each.labels + 1) % 3)
