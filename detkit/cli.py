@@ -12,15 +12,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from detkit.signals import Terminated
+
 COMPUTATION_FAILED = 1
 USER_MISTAKE = 2  # what argparse uses
 INTERRUPTED = 130  # 128 + SIGINT, as the shell has it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
-
-
-class Terminated(BaseException):
-    """The process was asked to end (SIGTERM); like KeyboardInterrupt no fault to be handled."""
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:

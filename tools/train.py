@@ -12,6 +12,7 @@ from detkit.config import ConfigError, load_recipe
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import process_group
 from detkit.engine.train import train
+from detkit.signals import Terminated
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     try:
         with process_group(device):
             train(recipe, folder=folder, device=device, resume=bool(options.resume))
-    except (KeyboardInterrupt, cli.Terminated) as stopped:
+    except (KeyboardInterrupt, Terminated) as stopped:
         if (folder / "last.pt").exists():
             raise type(stopped)(f"go on with --resume {folder}") from None
         raise

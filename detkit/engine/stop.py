@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from detkit.cli import Terminated
+from detkit.signals import Terminated
 
 STOPS: dict[int, type[BaseException]] = {
     signal.SIGINT: KeyboardInterrupt,

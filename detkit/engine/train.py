@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from detkit.cli import Terminated
 from detkit.config import Recipe, recipe_to_yaml
 from detkit.detectors import Detector
 from detkit.engine import distributed
@@ -27,6 +26,7 @@ from detkit.engine.run import Run, prepare_run
 from detkit.engine.state import State, build_state, restore_state, save_state, seed_epoch
 from detkit.engine.stop import StopRequests, stop_requests
 from detkit.files import remove_leftovers, write_atomically
+from detkit.signals import Terminated
 from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from detkit.cli import Terminated
 from detkit.config import Recipe, load_recipe
 from detkit.engine import train as training
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.stop import StopRequests, stop_requests
+from detkit.signals import Terminated
 
 if sys.platform == "win32":
     pytest.skip("no signals to send here", allow_module_level=True)
