@@ -73,7 +73,7 @@ class Matches:
 def rank_detections(detections: FlatDetections) -> RankedDetections:
     """Sort once, for the matching and for the curves."""
     order = stable_argsort(detections.image)
-    order = order[np.argsort(-detections.scores[order], kind="stable")]
+    order = order[_best_first(detections.scores[order])]
     order = order[stable_argsort(detections.category[order])]
     ranked = detections[order]
     by_cell = stable_argsort(ranked.image)  # category and score are in order already
@@ -82,6 +82,24 @@ def rank_detections(detections: FlatDetections) -> RankedDetections:
     rank = np.empty(len(ranked), np.int64)
     rank[by_cell] = np.arange(len(ranked)) - np.repeat(first, length)
     return RankedDetections(ranked, rank, by_cell)
+
+
+def _best_first(scores: Floats) -> Ints:
+    """Stable order of descending scores, NaN last.
+
+    Upper bits of a score and its place fill a word, and sorting words is many times faster than a
+    stable argsort. Scores that differ in the other bits alone are rare.
+    """
+    place_bits = len(scores).bit_length()
+    bits = (0.0 - scores).view(np.int64)  # of a number plus 0.0, for which -0.0 is 0.0
+    keys = bits ^ ((bits >> 63) & np.iinfo(np.int64).max)  # integers in the order of the numbers
+    words = (keys >> place_bits << place_bits) | np.arange(len(scores))
+    words.sort()
+    order = words & ((1 << place_bits) - 1)
+    ranked = scores[order]
+    if (ranked[:-1] >= ranked[1:]).all():
+        return order
+    return np.argsort(-scores, kind="stable")
 
 
 def stable_argsort(keys: Ints) -> Ints:
