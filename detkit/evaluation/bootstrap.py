@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detkit.evaluation.inputs import CocoSettings, CocoTruths, FlatDetections, Floats, Ints
+from detkit.evaluation.literal import is_ordinary
 from detkit.evaluation.outcomes import find_outcomes
 from detkit.evaluation.resampling import (
     ClassRanking,
@@ -223,6 +224,8 @@ def ap_interval(
     classes = _rank(truths, detections, settings)
     images = len(truths.image_ids)
     reason = _obstacle(classes, images)
+    if not is_ordinary(truths.truths, detections):  # evaluated literally, if strict
+        reason = "it takes boxes, areas and scores that are finite numbers"
     weights = draw_weights(images, 0 if reason else resamples, np.random.default_rng(seed))
     every_image = np.ones((1, images), np.int64)
     portions = [
@@ -284,8 +287,7 @@ def _numbers_of(
     """AP, AP50 and AP75, `[B, 3]`, and AP of the classes, `[B, K]`."""
     of_classes = np.empty((len(weights), len(classes)))
     at_one_overlap = np.full((2, len(weights), len(classes)), np.nan)
-    for k, ranking in enumerate(classes):
-        precision = weighted_precision(ranking, weights)  # [B, T]
+    for k, precision in enumerate(weighted_precision(classes, weights)):  # [B, T]
         of_classes[:, k] = precision.mean(axis=1)
         for table, iou in zip(at_one_overlap, (0.5, 0.75), strict=True):
             if iou in thresholds:

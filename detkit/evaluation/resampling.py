@@ -14,11 +14,14 @@ S settled detections: those that took a truth, at any of the thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
+from detkit.evaluation.backend import native_module
 from detkit.evaluation.inputs import RECALL_GRID, Bools, FlatTruths, Floats, Ints
 from detkit.evaluation.outcomes import NONE, Outcomes
 
@@ -64,8 +67,8 @@ def rank_classes(outcomes: Outcomes, num_categories: int) -> list[ClassRanking]:
             truth_image=truths.image[first_truth[k] : first_truth[k + 1]],
             image=found.image[first[k] : first[k + 1]],
             settled=settled[own] - first[k],
-            right=right[:, own],
-            ignored=ignored[:, own],
+            right=np.ascontiguousarray(right[:, own]),
+            ignored=np.ascontiguousarray(ignored[:, own]),
         )
         table.append(ranking)
     return table
@@ -86,13 +89,32 @@ def draw_weights(images: int, resamples: int, rng: np.random.Generator) -> Itera
         yield np.stack([np.bincount(draw, minlength=images) for draw in draws])
 
 
-def weighted_precision(ranking: ClassRanking, weights: Ints) -> Floats:
-    """Average precision of a category at each threshold, `[B, T]`; NaN without truths.
+def weighted_precision(classes: Sequence[ClassRanking], weights: Ints) -> Iterator[Floats]:
+    """Average precision at each threshold, class by class, `[B, T]`; NaN without truths.
 
     Args:
-        ranking: of the category.
+        classes: the rankings.
         weights: `[B, I]` how often each image counts.
     """
+    native = native_module()
+    if native is None:
+        yield from (_precision(ranking, weights) for ranking in classes)
+        return
+    words = np.ascontiguousarray(weights, np.uint32)
+    yield from (_compiled_precision(native, ranking, words) for ranking in classes)
+
+
+def _compiled_precision(
+    native: ModuleType, ranking: ClassRanking, weights: NDArray[np.uint32]
+) -> Floats:
+    columns = ranking.truth_image, ranking.image, ranking.settled, ranking.right, ranking.ignored
+    precision = np.empty((len(weights), len(ranking.right)))
+    native.weigh_class(columns, weights, precision, *weights.shape, len(ranking.right))
+    return precision
+
+
+def _precision(ranking: ClassRanking, weights: Ints) -> Floats:
+    """In numpy, portion by portion."""
     portion = max(1, SUMS_PER_CHUNK // max(len(ranking.image), 1))
     rows = [
         _precision_of_portion(ranking, weights[start : start + portion])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from detkit.evaluation import CocoEvaluator, CocoResult, compare, evaluate_files, resampling
+from detkit.evaluation import CocoEvaluator, CocoResult, compare, resampling
+from detkit.evaluation import evaluate_files as evaluate
+from detkit.evaluation.backend import load_native, using
 from detkit.evaluation.outcomes import find_outcomes
 from detkit.evaluation.resampling import rank_classes, weighted_precision
 
 Record = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def make_case(seed: int, *, images: int = 30, tied: bool = False) -> tuple[Record, list[Record]]:
@@ -59,17 +64,6 @@ def make_case(seed: int, *, images: int = 30, tied: bool = False) -> tuple[Recor
     return truths, detections
 
 
-def evaluate(truths: Record, detections: list[Record]) -> CocoResult:
-    evaluator = CocoEvaluator.from_coco(truths)
-    for image in truths["images"]:
-        found = [d for d in detections if d["image_id"] == image["id"]]
-        boxes = np.array([d["bbox"] for d in found]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        scores = [d["score"] for d in found]
-        evaluator.update(image["id"], boxes, scores, [d["category_id"] for d in found])
-    return evaluator.compute()
-
-
 def repeat(
     truths: Record, detections: list[Record], weights: np.ndarray
 ) -> tuple[Record, list[Record]]:
@@ -97,7 +91,7 @@ def weigh(result: CocoResult, weights: np.ndarray) -> np.ndarray:
         iou_thresholds=result.settings.iou_thresholds,
     )
     classes = rank_classes(outcomes, len(result.category_ids))
-    return np.concatenate([weighted_precision(each, weights[None]) for each in classes])
+    return np.concatenate(list(weighted_precision(classes, weights[None])))
 
 
 def drawn(images: int, seed: int) -> np.ndarray:
@@ -144,8 +138,12 @@ def test_tied_detections_of_one_image_keep_their_copies() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_estimate_is_the_ap(seed: int) -> None:
-    result = evaluate(*make_case(seed, tied=True))
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"use_categories": False}])
+def test_estimate_is_the_ap(seed: int, options: dict[str, bool]) -> None:
+    truths, detections = make_case(seed, tied=True)
+    for annotation in truths["annotations"][:8]:
+        annotation["id"] -= 1  # an id of 0, which `strict` takes for no match
+    result = evaluate(truths, detections, **options)
     interval = result.interval(resamples=20)
     estimates = [each.estimate for each in (interval.AP, interval.AP50, interval.AP75)]
     assert estimates == pytest.approx(result.stats[:3].tolist(), abs=1e-12)
@@ -179,7 +177,7 @@ def test_interval_is_that_of_a_binomial() -> None:
 
 def test_interval_covers_the_true_ap() -> None:
     """A light version of benchmarks/bootstrap_coverage.py."""
-    truths, detections = make_case(1, images=1500)
+    truths, detections = make_case(1, images=800)
     everything = evaluate(truths, detections)
     rng = np.random.default_rng(0)
     covered = 0
@@ -217,7 +215,7 @@ def test_order_of_the_files_does_not_matter(tmp_path: Path) -> None:
     truths, detections = make_case(6, images=200)
     shuffled = {key: reorder(rows) for key, rows in truths.items()}
     results = [
-        evaluate_files(write(tmp_path, "gt.json", gt), write(tmp_path, "dt.json", dt))
+        evaluate(write(tmp_path, "gt.json", gt), write(tmp_path, "dt.json", dt))
         for gt, dt in [(truths, detections), (shuffled, reorder(detections))]
     ]
     first, second = (result.interval(resamples=200).as_dict() for result in results)
@@ -314,6 +312,15 @@ def test_too_little_for_an_interval(images: int, with_truths: int, reason: str |
         assert difference.better is None
 
 
+def test_numbers_that_are_none_have_no_interval() -> None:
+    truths, detections = make_case(4)
+    detections[0]["bbox"] = [np.nan, 0.0, 5.0, 5.0]
+    interval = evaluate(truths, detections, strict=True).interval(resamples=10)
+    assert interval.sentence() == (
+        "no interval: it takes boxes, areas and scores that are finite numbers"
+    )
+
+
 def test_a_class_in_one_image_has_no_interval() -> None:
     truths, detections = make_case(4)
     truths["annotations"] = [a for a in truths["annotations"] if a["category_id"] != 9]
@@ -357,3 +364,84 @@ def test_other_ground_truth_is_refused(tmp_path: Path) -> None:
 def test_at_least_two_resamples() -> None:
     with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
         evaluate(*make_case(2)).interval(resamples=1)
+
+
+def test_both_backends_give_the_same_bits() -> None:
+    if load_native()[0] is None:
+        pytest.skip("no compiled evaluator")
+    for seed, tied in [(21, False), (22, True)]:
+        result = evaluate(*make_case(seed, images=120, tied=tied))
+        drawn = []
+        for name in ("numpy", "compiled"):
+            with using(name):
+                drawn.append(replace(result).interval(resamples=70).resamples)
+        for name in ("numbers", "drawn", "of_classes", "drawn_of_classes"):
+            first, second = (getattr(each, name) for each in drawn)
+            assert first.tobytes() == second.tobytes(), name
+
+
+ARRAYS = {
+    "truth_image": np.array([0, 2]),
+    "image": np.array([1, 2]),
+    "settled": np.array([0, 1]),
+    "right": np.ones((1, 2), bool),
+    "ignored": np.zeros((1, 2), bool),
+    "weights": np.ones((4, 3), np.uint32),
+    "precision": np.zeros((4, 1)),
+    "sizes": np.array([4, 3, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("truth_image", np.array([0, 3]), "images must lie in"),
+        ("image", np.array([1, -1]), "images must lie in"),
+        ("settled", np.array([0, 2]), "settled must ascend"),
+        ("settled", np.array([1, 0]), "settled must ascend"),
+        ("settled", np.array([0, 0]), "settled must ascend"),
+        ("right", np.ones((1, 3), bool), "right and ignored"),
+        ("ignored", np.ones((2, 2), bool), "right and ignored"),
+        ("weights", np.ones((4, 2), np.uint32), "weights must be"),
+        ("precision", np.zeros((4, 2)), "precision must be"),
+        ("sizes", np.array([4, -3, 1]), "must be"),
+        ("sizes", np.array([2**62, 3, 1]), "must be"),
+        ("sizes", np.array([4, 2**40, 1]), "at most"),
+    ],
+)
+def test_compiled_code_refuses_what_does_not_fit(name: str, value: Any, message: str) -> None:
+    module, fault = load_native()
+    if module is None:
+        pytest.skip(fault)
+    for arrays in (ARRAYS, {**ARRAYS, name: value}):
+        *columns, weights, precision, sizes = arrays.values()
+        arguments = (tuple(columns), weights, precision, *sizes.tolist())
+        if arrays is ARRAYS:
+            module.weigh_class(*arguments)
+            assert (precision == 1).all()
+        else:
+            with pytest.raises(ValueError, match=message):
+                module.weigh_class(*arguments)
+
+
+@pytest.mark.parametrize("truths", [1, 7, 29, 100, 57 * 3, 1000])
+def test_levels_of_recall_are_those_of_the_grid(truths: int) -> None:
+    """Each found count of so many truths reaches the levels that a comparison says."""
+    found = np.arange(truths + 1)
+    levels = (np.linspace(0, 1, 101) <= (found / truths)[:, None]).sum(axis=1)
+    for count, expected in zip(
+        found.tolist()[1 :: max(1, truths // 60)],
+        levels.tolist()[1 :: max(1, truths // 60)],
+        strict=True,
+    ):
+        image = np.arange(count)
+        ranking = resampling.ClassRanking(
+            truth_image=np.arange(truths),
+            image=image,
+            settled=image,
+            right=np.ones((1, count), bool),
+            ignored=np.zeros((1, count), bool),
+        )
+        weights = np.ones((1, truths), np.int64)
+        (precision,) = weighted_precision([ranking], weights)
+        assert precision.item() == pytest.approx(expected / 101, abs=1e-9)

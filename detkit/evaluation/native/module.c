@@ -8,10 +8,11 @@
 #include <Python.h>
 
 #include "evaluate.h"
+#include "resampling_python.h"
 #include "scan_python.h"
 
 /* Counts with every change of what a function takes: a build from another day is not used. */
-enum { INTERFACE = 3 };
+enum { INTERFACE = 4 };
 
 enum { NUM_INPUTS = 14, MAX_OUTPUTS = 4 };
 
@@ -206,7 +207,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    PyMethodDef *tables[] = {functions, scan_functions};
+    PyMethodDef *tables[] = {functions, scan_functions, resampling_functions};
     PyObject *module = PyModule_Create(&definition);
     for (size_t i = 0; module && i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)
