@@ -23,6 +23,7 @@ from detkit.evaluation.inputs import (
     FlatDetections,
     FlatTruths,
     Floats,
+    Ids,
     Ints,
     TruthsById,
     index_of,
@@ -150,7 +151,7 @@ class CocoEvaluator:
         self.truths = truths
         self.settings = settings or CocoSettings()
         self._place = {image_id: i for i, image_id in enumerate(truths.image_ids.tolist())}
-        self._images: dict[int, State] = {}  # by image id, in the order of arrival
+        self._images: dict[int | str, State] = {}  # by image id, in the order of arrival
 
     @classmethod
     def from_coco(
@@ -189,7 +190,7 @@ class CocoEvaluator:
         """Take the ground truth from flat arrays: I images, K categories, M truths.
 
         Args:
-            image_ids: `[I]`, any order, each once.
+            image_ids: `[I]` whole numbers or strings, any order, each once.
             category_ids: `[K]`, any order, each once.
             gt_image_index: `[M]` index into `image_ids`.
             gt_category_index: `[M]` index into `category_ids`.
@@ -201,8 +202,8 @@ class CocoEvaluator:
         Raises:
             ValueError: ids that repeat, columns of different length, an index out of range, NaN.
         """
-        images, image_place = _sort_ids(image_ids, "image_ids")
-        categories, category_place = _sort_ids(category_ids, "category_ids")
+        images, image_place = _sort_ids(_image_ids(image_ids), "image_ids")
+        categories, category_place = _sort_ids(np.asarray(category_ids, np.int64), "category_ids")
         names = class_names or [str(category) for category in np.asarray(category_ids).tolist()]
         if len(names) != len(categories):
             raise ValueError(f"{len(categories)} category_ids have {len(names)} class_names")
@@ -222,7 +223,7 @@ class CocoEvaluator:
 
     def update(
         self,
-        image_id: int,
+        image_id: int | str,
         boxes: ArrayLike,
         scores: ArrayLike,
         category_ids: ArrayLike,
@@ -247,10 +248,10 @@ class CocoEvaluator:
         """
         if box_format not in BOX_FORMATS:
             raise ValueError(f"box_format must be {' or '.join(BOX_FORMATS)}, got {box_format!r}")
-        image_id = int(image_id)
+        image_id = str(image_id) if isinstance(image_id, str) else int(image_id)
         if image_id not in self._place:
             raise ValueError(
-                f"image_id {image_id} is not among the {len(self._place)} images of "
+                f"image_id {image_id!r} is not among the {len(self._place)} images of "
                 f"{self.truths.source}"
             )
         values = _numbers(image_id, "boxes", boxes)
@@ -282,7 +283,8 @@ class CocoEvaluator:
             for key, none in empty.items()
         }
         counts = np.array([len(found["scores"]) for found in images], np.int64)
-        return {"image_ids": np.array(list(self._images), np.int64), "counts": counts, **columns}
+        image_ids = np.array(list(self._images), self.truths.image_ids.dtype)
+        return {"image_ids": image_ids, "counts": counts, **columns}
 
     def merge(self, states: Iterable[State]) -> None:
         """Add the images of other evaluators; the first result of an image counts, own ones first.
@@ -301,7 +303,7 @@ class CocoEvaluator:
             for i, image_id in enumerate(state["image_ids"].tolist()):
                 if image_id not in self._place:
                     raise ValueError(
-                        f"image_id {image_id} of a merged state is not among the "
+                        f"image_id {image_id!r} of a merged state is not among the "
                         f"{len(self._place)} images of {self.truths.source}"
                     )
                 self._images.setdefault(image_id, {key: columns[key][i] for key in columns})
@@ -324,7 +326,7 @@ class CocoEvaluator:
         self._images.clear()
 
 
-def _numbers(image_id: int, name: str, values: ArrayLike) -> Floats:
+def _numbers(image_id: int | str, name: str, values: ArrayLike) -> Floats:
     """A copy as float64, for the caller may use the memory again."""
     try:
         given = np.asarray(values)
@@ -335,7 +337,7 @@ def _numbers(image_id: int, name: str, values: ArrayLike) -> Floats:
     return given.astype(np.float64)
 
 
-def _ids(image_id: int, name: str, values: ArrayLike) -> Ints:
+def _ids(image_id: int | str, name: str, values: ArrayLike) -> Ints:
     numbers = _numbers(image_id, name, values)
     wrong = (np.floor(numbers) != numbers) | ~(np.abs(numbers) < 2.0**63)
     if wrong.any():
@@ -345,7 +347,7 @@ def _ids(image_id: int, name: str, values: ArrayLike) -> Ints:
     return np.asarray(values).astype(np.int64)  # not by way of float64, which has but 53 bits
 
 
-def _check_shapes(image_id: int, found: State) -> None:
+def _check_shapes(image_id: int | str, found: State) -> None:
     shapes = [list(found[key].shape) for key in ("boxes", "scores", "category_ids")]
     count = len(found["scores"]) if found["scores"].ndim else 0
     if shapes != [[count, 4], [count], [count]]:
@@ -355,7 +357,7 @@ def _check_shapes(image_id: int, found: State) -> None:
         )
 
 
-def _check_finite(image_id: int, found: State) -> None:
+def _check_finite(image_id: int | str, found: State) -> None:
     for key in ("boxes", "scores"):
         wrong, _ = np.nonzero(~np.isfinite(np.atleast_2d(found[key].T).T))
         if len(wrong):
@@ -371,7 +373,7 @@ def _corners_to_sizes(boxes: Floats) -> Floats:
         return np.concatenate([low, high - low], axis=1)
 
 
-def _check_sizes(image_id: int, boxes: Floats) -> None:
+def _check_sizes(image_id: int | str, boxes: Floats) -> None:
     wrong, _ = np.nonzero(boxes[:, 2:] < 0)
     if len(wrong):
         width, height = boxes[wrong[0], 2:].tolist()
@@ -381,16 +383,24 @@ def _check_sizes(image_id: int, boxes: Floats) -> None:
         )
 
 
-def _sort_ids(ids: ArrayLike, name: str) -> tuple[Ints, Ints]:
+def _image_ids(ids: ArrayLike) -> Ids:
+    """Whole numbers as int64, strings as objects."""
+    given = np.asarray(ids)
+    text = given.dtype.kind == "U" or any(isinstance(each, str) for each in given[:1].tolist())
+    return given.astype(object if text else np.int64)
+
+
+def _sort_ids(given: Ids, name: str) -> tuple[Ids, Ints]:
     """The sorted ids, and for each id as given its place among them.
 
     Raises:
         ValueError: an id repeats.
     """
-    given = np.asarray(ids, np.int64)
     unique, place, count = np.unique(given, return_inverse=True, return_counts=True)
     if len(unique) < len(given):
-        raise ValueError(f"{name} must be given once each, {unique[count > 1][0]} repeats")
+        raise ValueError(
+            f"{name} must be given once each, {unique[count > 1].tolist()[0]!r} repeats"
+        )
     return unique, place
 
 

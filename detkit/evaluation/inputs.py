@@ -190,7 +190,7 @@ def index_of(ids: Ids, values: Ids) -> tuple[Ints, Bools]:
         ids: `[n]`, ascending, each once.
         values: `[m]`.
     """
-    if ids.dtype == object or values.dtype == object:
+    if ids.dtype.kind != "i" or values.dtype.kind != "i":
         place = {each: index for index, each in enumerate(ids.tolist())}
         index = np.array([place.get(value, -1) for value in values.tolist()], np.int64)
         return index, index >= 0

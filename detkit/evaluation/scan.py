@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,10 +79,7 @@ def read_span(path: str | Path, span: Span) -> Any:
 
 def _scan(path: str | Path, function: str) -> tuple[Any, ...] | None:
     module = native_module()
-    if module is None:
-        return None
+    if module is None or not os.path.isfile(path):
+        return None  # what comes through a pipe can be read but once
     with open(path, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return None  # what comes through a pipe can be read but once
-        return getattr(module, function)(file.fileno(), status.st_size)
+        return getattr(module, function)(file.fileno(), os.path.getsize(path))

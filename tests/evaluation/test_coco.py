@@ -14,6 +14,8 @@ from detkit.evaluation import CocoEvaluator, CocoResult, evaluate_files, matchin
 Record = dict[str, Any]
 UNIT = [0, 0, 10, 10]
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def truth(box=UNIT, image=1, category=1, **fields) -> Record:
     record = {"image_id": image, "category_id": category, "bbox": list(box), "iscrowd": 0}
@@ -66,6 +68,7 @@ def test_overlap_counts_at_every_threshold_that_it_reaches(tmp_path):
 
 
 # --------------------------------------------------------------------------- beside pycocotools
+
 
 def crowded_scene(seed: int, truths: int, detections: int) -> tuple[Record, list[Record]]:
     """Two images full of boxes of two classes that overlap each other, often equally."""
@@ -179,7 +182,7 @@ def test_areas_too_small_for_float64_do_not_overlap(tmp_path):
 # ----------------------------------------------------------------------------- streaming, shards
 
 
-def as_arrays(found: list[Record], image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def as_arrays(found: list[Record], image: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     own = [d for d in found if d["image_id"] == image]
     xywh = np.array([d["bbox"] for d in own], float).reshape(-1, 4)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
@@ -224,6 +227,37 @@ def test_merged_shards_equal_the_whole(pycocotools, assert_same):
         evaluator.merge(states)
         assert len(evaluator) == 11
         assert_same(evaluator.compute(), pycocotools(data, found))
+
+
+def test_string_image_ids(tmp_path, pycocotools, assert_same):
+    """They rank as strings do: "10" is before "9", which decides between equal scores."""
+    data, found = many_images(12)
+    for record in [*data["annotations"], *found]:
+        record["image_id"] = str(record["image_id"])
+    data["images"] = [{"id": str(image)} for image in range(12)]
+    reference = pycocotools(data, found)
+    assert_same(evaluate(tmp_path, data, found), reference)
+
+    evaluators = [CocoEvaluator.from_coco(data) for _ in range(2)]
+    for image in range(12):
+        evaluators[image % 2].update(str(image), *as_arrays(found, str(image)))
+    state = evaluators[1].state()
+    assert state["image_ids"].tolist() == ["1", "3", "5", "7", "9", "11"]
+    evaluators[0].merge([state])
+    assert_same(evaluators[0].compute(), reference)
+    with pytest.raises(ValueError, match="image_id 9 is not among the 12 images"):
+        evaluators[0].update(9, [], [], [])
+
+    truths = data["annotations"]
+    evaluator = CocoEvaluator.from_arrays(
+        image_ids=[str(image) for image in range(12)],
+        category_ids=[1, 2, 3],
+        gt_image_index=[int(t["image_id"]) for t in truths],
+        gt_category_index=[t["category_id"] - 1 for t in truths],
+        gt_boxes=[t["bbox"] for t in truths],
+    )
+    evaluator.merge([evaluators[0].state()])
+    assert_same(evaluator.compute(), reference)
 
 
 def test_first_result_of_an_image_counts():

@@ -78,6 +78,44 @@ def test_wrong_detection_is_named(case, message):
     )
 
 
+def test_kinds_of_image_ids_do_not_mix(message):
+    text = {"image_id": "1"}
+    data = {
+        **GOOD_DATA,
+        "images": [{"id": "1"}, {"id": "b"}],
+        "annotations": [{**GOOD_TRUTH, **text}],
+    }
+    found = {**GOOD_DETECTION, **text}
+    wrong = "'image_id' must be a string as before, got 1 (int)"
+    assert message(data, [found, GOOD_DETECTION]) == f"dt.json: [1]: {wrong}"
+    wrong = "'image_id' must be a string, as those of the images of gt.json are, got 1 (int)"
+    assert message(data, [GOOD_DETECTION]) == f"dt.json: [0]: {wrong}"
+    wrong = (
+        "'image_id' must be a whole number, as those of the images of gt.json are, got '1' (str)"
+    )
+    assert message(GOOD_DATA, [found]) == f"dt.json: [0]: {wrong}"
+    assert message(data, [{**found, "image_id": "c"}]) == (
+        "dt.json: [0]: image_id 'c' is not among the 2 images of gt.json"
+    )
+    wrong = "'image_id' must be a string, as those of the images are, got 1 (int)"
+    assert message({**data, "annotations": [GOOD_TRUTH]}) == f"gt.json: annotations[0]: {wrong}"
+    wrong = "'id' must be a string as before, got 2 (int)"
+    assert message({**data, "images": [{"id": "1"}, {"id": 2}]}) == f"gt.json: images[1]: {wrong}"
+    wrong = "'id' must be a whole number, got '1' (str)"
+    assert message({**data, "images": [{"id": 2}, {"id": "1"}]}) == f"gt.json: images[1]: {wrong}"
+
+
+def test_negative_sizes_are_named(message):
+    wrong = "without a negative size, got [1.0, 2.0, 3.0, -4.0]"
+    box = {"bbox": [1, 2, 3, -4]}
+    text = message(found=[GOOD_DETECTION, {**GOOD_DETECTION, **box}])
+    assert text == f"dt.json: [1]: 'bbox' must be [x, y, width, height] {wrong}"
+    text = message({**GOOD_DATA, "annotations": [GOOD_TRUTH, {**GOOD_TRUTH, **box}]})
+    assert text == f"gt.json: annotations[1]: 'bbox' must be [x, y, width, height] {wrong}"
+    text = message({**GOOD_DATA, "annotations": [GOOD_TRUTH, {**GOOD_TRUTH, "area": -1}]})
+    assert text == "gt.json: annotations[1]: 'area' must not be negative, got -1.0"
+
+
 TRUTHS = {
     "missing image": (without(GOOD_TRUTH, "image_id"), "'image_id' is missing"),
     "missing category": (without(GOOD_TRUTH, "category_id"), "'category_id' is missing"),
