@@ -191,6 +191,14 @@ def test_by_density_groups_by_the_truths_that_count(seed: int) -> None:
     assert math.isnan(slices.slices[0].AP) and slices.slices[0].images >= 3
 
 
+def test_groups_of_images_take_the_range_called_all() -> None:
+    truths, found = random_data(0)
+    ranges = {"small": (0.0, 1024.0), "all": (0.0, 1e10)}
+    settings = CocoSettings.of(None, ranges, (10, 100))
+    expected = slice_by_density(truths, found, SETTINGS)
+    assert slice_by_density(truths, found, settings).table() == expected.table()
+
+
 # ------------------------------------------------------------------------------- checked by hand
 
 
