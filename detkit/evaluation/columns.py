@@ -167,7 +167,7 @@ class Table:
         """A column of ids, `[n]`: whole numbers, or strings if the first one is a string."""
         values = self._values(field)
         if not values or not isinstance(values[0], str):
-            return self.integers(field)
+            return self._integers(field, values)
         if not set(map(type, values)) <= {str}:
             self._check(field, values, _is_string, "a string as before")
         column = np.empty(len(values), object)
@@ -176,10 +176,12 @@ class Table:
 
     def integers(self, field: str) -> Ints:
         """A column of whole numbers, `[n]`."""
-        values = self._values(field)
+        return self._integers(field, self._values(field))
+
+    def _integers(self, field: str, values: list[Any]) -> Ints:
         if set(map(type, values)) <= {int}:
             with contextlib.suppress(OverflowError):
-                return np.array(values, np.int64)
+                return np.fromiter(values, np.int64, len(values))  # sooner than np.array
         self._check(field, values, _is_integer, "a whole number")
         return np.array([int(value) for value in values], np.int64)
 
@@ -195,7 +197,7 @@ class Table:
         values = self._values(field, defaults)
         if set(map(type, values)) <= {int, float}:
             with contextlib.suppress(OverflowError):
-                column = np.array(values, np.float64)
+                column = np.fromiter(values, np.float64, len(values))
                 if not self.finite or np.isfinite(column).all():
                     return column
         self._check(field, values, self._is_number, "a finite number")
@@ -208,7 +210,7 @@ class Table:
             flat = list(itertools.chain.from_iterable(values))
             if set(map(type, flat)) <= {int, float}:
                 with contextlib.suppress(OverflowError):
-                    column = np.array(flat, np.float64).reshape(-1, 4)
+                    column = np.fromiter(flat, np.float64, len(flat)).reshape(-1, 4)
                     if not self.finite or np.isfinite(column).all():
                         return column
         self._check(field, values, self._is_box, "[x, y, width, height] in finite numbers")

@@ -268,7 +268,7 @@ static const char *take_record(const char *at, ScanTable *table)
     return *at == '}' && complete(table, seen) ? at + 1 : NULL;
 }
 
-/* A column is written from one end to the other: fewer, larger pages are had much sooner. */
+/* A column is written from one end to the other; to get many small pages takes much longer. */
 static void ask_for_large_pages(char *column, size_t size)
 {
 #ifdef MADV_HUGEPAGE
@@ -284,9 +284,12 @@ static void ask_for_large_pages(char *column, size_t size)
  * hold if they were as long as those before. What is never written takes no memory. */
 static bool grow(ScanTable *table, int64_t scanned, int64_t rest)
 {
-    size_t rows = table->count + table->count / 2 + 1024;
+    double others = 0;
     if (table->count && rest > 0)
-        rows += (size_t)((double)table->count * (double)rest / (double)(scanned - table->start));
+        others = (double)table->count * (double)rest / (double)(scanned - table->start);
+    if (others > (double)(SIZE_MAX / 64))
+        return false;
+    size_t rows = table->count + table->count / 2 + 1024 + (size_t)others;
     for (int i = 0; table->fields[i].key; i++) {
         size_t size = rows * scan_cell(table->fields[i].kind);
         char *column = realloc(table->columns[i], size);
