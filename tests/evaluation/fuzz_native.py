@@ -117,6 +117,33 @@ def call_with_anything(native: ModuleType, rng: np.random.Generator) -> bool:
     return taken == 2
 
 
+def weigh_anything(native: ModuleType, rng: np.random.Generator) -> bool:
+    """Call the sums over resampled images with hostile arrays; whether they were taken."""
+    sizes = resamples, images, thresholds = rng.integers(0, 4, 3).tolist()
+    truths, found, settled = rng.integers(0, 40, 3).tolist()
+    places = np.sort(rng.permutation(max(found, settled))[:settled])
+    flags = [hostile_array(rng, thresholds * settled, "flag") for _ in range(2)]
+    off = int(rng.integers(0, 10))  # mostly none of the arrays
+    arrays = [
+        *(rng.integers(0, max(images, 1), count) for count in (truths, found)),
+        *(places, *flags),
+        rng.choice(np.array([0, 1, 2, 2**32 - 1], np.uint32), resamples * images),
+        np.zeros(resamples * thresholds),
+    ]
+    if off < len(arrays) and len(arrays[off]):
+        wrong = arrays[off][:-1] if rng.random() < 0.5 else arrays[off].copy()
+        if off < 3:
+            wrong[-1:] = rng.choice([-1, 2**31, 2**62])
+        arrays[off] = wrong
+    if rng.random() < 0.2:
+        sizes[int(rng.integers(0, 3))] = int(rng.choice([-1, 0, 2**31, 2**62]))
+    try:
+        native.weigh_class(tuple(arrays[:5]), *arrays[5:], *sizes)
+    except ValueError:
+        return False
+    return True
+
+
 def main() -> int:
     """Build and start again, or run the cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,8 +162,9 @@ def main() -> int:
         tests.assert_same_curves(tests.random_case(options.seed + case))
         tests.outcomes_by("compiled", tests.random_case(options.seed + case))
         taken += sum(call_with_anything(native, rng) for _ in range(10))
+        taken += sum(weigh_anything(native, rng) for _ in range(10))
     print(  # noqa: T201
-        f"{options.cases} cases equal to numpy; {10 * options.cases} calls with hostile arrays, "
+        f"{options.cases} cases equal to numpy; {20 * options.cases} calls with hostile arrays, "
         f"{taken} of them taken, the others errors; the sanitizers found nothing"
     )
     return 0

@@ -405,7 +405,8 @@ ARRAYS = {
         ("weights", np.ones((4, 2), np.uint32), "weights must be"),
         ("precision", np.zeros((4, 2)), "precision must be"),
         ("sizes", np.array([4, -3, 1]), "must be"),
-        ("sizes", np.array([2**62, 3, 1]), "must be"),
+        ("sizes", np.array([2**31, 3, 1]), "at most"),
+        ("sizes", np.array([4, 3, 2**16]), "at most"),
         ("sizes", np.array([4, 2**40, 1]), "at most"),
     ],
 )

@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* A category; detections best first. At most INT32_MAX of each, images lie in their range. */
+/* A category; detections best first. Images lie in their range; at most UINT16_MAX thresholds and
+ * INT32_MAX of all others, so that no sum of weights overflows. */
 typedef struct {
     int64_t num_truths, num_detections, num_settled, num_thresholds;
     const int64_t *truth_image; /* of the truths that count */

@@ -36,9 +36,9 @@ static int64_t items(const Py_buffer *view) { return view->len / (Py_ssize_t)siz
 static const char *find_fault(const RankedClass *ranked, const Py_buffer *view, int64_t num_images,
                               int64_t num_resamples)
 {
-    if (num_images > INT32_MAX || ranked->num_truths > INT32_MAX ||
-        ranked->num_detections > INT32_MAX)
-        return "at most 2147483647 images, truths and detections are possible";
+    if (num_images > INT32_MAX || num_resamples > INT32_MAX || ranked->num_truths > INT32_MAX ||
+        ranked->num_detections > INT32_MAX || ranked->num_thresholds > UINT16_MAX)
+        return "at most 65535 thresholds and 2147483647 of all others are possible";
     if (!has_shape(&view[RIGHT], ranked->num_thresholds, ranked->num_settled, 1) ||
         !has_shape(&view[IGNORED], ranked->num_thresholds, ranked->num_settled, 1))
         return "right and ignored must be [thresholds, settled]";
