@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,9 +24,21 @@ from detkit.evaluation.curves import (
     operating_points,
     pr_curves,
 )
+from detkit.evaluation.errors import ErrorAnalysis, analyse_errors
 from detkit.evaluation.inputs import CocoSettings, CocoTruths, FlatDetections, Floats, Ints
+from detkit.evaluation.label_errors import LabelErrors, find_label_errors
 from detkit.evaluation.outcomes import Outcomes, find_outcomes
 from detkit.evaluation.roc import Froc, Roc, froc, image_roc
+from detkit.evaluation.slices import (
+    ASPECT_RATIOS,
+    OBJECTS,
+    SIDES,
+    Slices,
+    slice_by_aspect_ratio,
+    slice_by_attribute,
+    slice_by_density,
+    slice_by_size,
+)
 from detkit.registry import suggest
 
 
@@ -267,6 +280,33 @@ class CocoResult:
         """Do scores mean what they say? Arguments are those of `calibration.calibration`."""
         outcomes = self.outcomes_at(iou)
         return calibration(self.truths, outcomes, bins=bins, equal_mass=equal_mass, score=score)
+
+    def errors(self, iou: float = 0.5, background_iou: float = 0.1) -> ErrorAnalysis:
+        """What kinds of errors there are, and what each kind costs (TIDE)."""
+        return analyse_errors(self.truths, self.detections, iou=iou, background_iou=background_iou)
+
+    def label_errors(self, least_suspicion: float = 0.5) -> LabelErrors:
+        """Labels that the detections disagree with, the most suspicious first."""
+        return find_label_errors(self.truths, self.detections, least_suspicion=least_suspicion)
+
+    def by_size(self, bins: Sequence[float] = SIDES) -> Slices:
+        """The numbers of objects by the square root of their area; `bins` are edges in pixels."""
+        return slice_by_size(self.truths, self.detections, self.settings, edges=bins)
+
+    def by_aspect_ratio(self, bins: Sequence[float] = ASPECT_RATIOS) -> Slices:
+        """The numbers of objects by height / width; `bins` are edges."""
+        return slice_by_aspect_ratio(self.truths, self.detections, self.settings, edges=bins)
+
+    def by_density(self, bins: Sequence[int] = OBJECTS) -> Slices:
+        """The numbers of images by the objects in them; `bins` are edges."""
+        return slice_by_density(self.truths, self.detections, self.settings, edges=bins)
+
+    def by_attribute(self, name: str) -> Slices:
+        """The numbers of images by an attribute that the file has of them, as "weather"."""
+        records = self.truths.image_records()
+        return slice_by_attribute(
+            self.truths, self.detections, self.settings, records=records, name=name
+        )
 
     def interval(self, resamples: int = 1000, seed: int = 0) -> ApInterval:
         """How far AP would move with other images: bootstrap, made once for each pair of arguments.

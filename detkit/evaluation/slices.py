@@ -206,7 +206,7 @@ def slice_by_attribute(
     detections: FlatDetections,
     settings: CocoSettings,
     *,
-    records: Sequence[Record],
+    records: Sequence[Record] | None,
     name: str,
 ) -> Slices:
     """Images by the value that their records in the file have under a name ("weather": "rain").
@@ -218,12 +218,17 @@ def slice_by_attribute(
         truths: what was to be found.
         detections: what was found.
         settings: overlaps, limits and the area range "all", or the first without it.
-        records: `[I]` of the images, in the order of their ids.
+        records: `[I]` of the images, in the order of their ids; None where there are none.
         name: of the attribute.
 
     Raises:
-        ValueError: no record has the attribute, or it has too many different values.
+        ValueError: there are no records, none has the attribute, or it has too many values.
     """
+    if records is None:
+        raise ValueError(
+            f"{truths.source} came as arrays, which say nothing of images; attributes such as "
+            f"{name!r} are in the 'images' of a COCO file: evaluate one"
+        )
     if not any(name in record for record in records):
         known_names = sorted({key for record in records for key in record})
         raise ValueError(

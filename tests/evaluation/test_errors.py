@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detkit.evaluation import CocoEvaluator
 from detkit.evaluation.coco_json import read_detections, read_truths
 from detkit.evaluation.errors import ERRORS, ErrorAnalysis, ErrorKind, analyse_errors
 
@@ -208,6 +209,14 @@ def test_empty(truths: list[Any], detections: list[Any]) -> None:
 def test_wrong_settings(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
         analyse(as_coco([], []), **options)
+
+
+def test_errors_of_a_result() -> None:
+    evaluator = CocoEvaluator.from_coco(as_coco([(1, UNIT), (1, FAR)], [])[0])
+    evaluator.update(1, [[0, 0, 10, 10], [0, 0, 10, 3]], [0.9, 0.8], [1, 1])
+    result = evaluator.compute()
+    assert kinds(result.errors()) == ["none", "localisation"]
+    assert kinds(result.errors(background_iou=0.4)) == ["none", "background"]
 
 
 # ------------------------------------------------------------------------------------- tidecv

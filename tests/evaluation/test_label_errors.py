@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from detkit.evaluation import CocoEvaluator
 from detkit.evaluation.inputs import CocoTruths, FlatDetections, FlatTruths
 from detkit.evaluation.label_errors import (
     LabelError,
@@ -239,6 +240,14 @@ def test_empty(truths: list, detections: list) -> None:
     errors = errors_of(truths, detections, least_suspicion=0.1)
     assert len(errors) == (1 if detections and not truths else 0)
     assert len(errors.table().splitlines()) == 2 + len(errors)
+
+
+def test_label_errors_of_a_result() -> None:
+    evaluator = CocoEvaluator(data_set(FlatTruths.of([0], [0], [UNIT])))
+    evaluator.update(100, [[0, 0, 10, 10]], [0.75], [2])
+    (error,) = evaluator.compute().label_errors()
+    assert (error.kind, error.suspicion) == (Suspect.WRONG_CLASS, 0.75)
+    assert len(evaluator.compute().label_errors(least_suspicion=0.8)) == 0
 
 
 def test_wrong_suspicion() -> None:

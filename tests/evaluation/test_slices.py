@@ -232,9 +232,9 @@ def test_a_miss_and_a_hit() -> None:
 
 
 def test_an_object_on_an_edge_is_in_the_upper_slice() -> None:
-    result = two_images()
-    slices = slice_by_size(result.truths, result.detections, result.settings, edges=[5, 10, 20])
-    assert [part.truths for part in slices.slices] == [0, 0, 1, 1]
+    assert [part.truths for part in two_images().by_size([5, 10, 20]).slices] == [0, 0, 1, 1]
+    assert [part.truths for part in two_images().by_aspect_ratio([1, 4]).slices] == [0, 1, 1]
+    assert [part.images for part in two_images().by_density([1, 2]).slices] == [0, 2, 0]
 
 
 def test_boxes_without_width_or_height() -> None:
@@ -305,6 +305,20 @@ def test_unknown_attribute() -> None:
         slice_by_attribute(
             result.truths, result.detections, SETTINGS, records=records, name="wether"
         )
+
+
+def test_attributes_of_a_file_and_of_arrays() -> None:
+    data = {
+        "images": [{"id": 1, "weather": "rain"}, {"id": 2, "weather": "sun"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    evaluator = CocoEvaluator.from_coco(data)
+    evaluator.update(2, [[0, 0, 9, 9]], [0.5], [1])
+    rain, sun = evaluator.compute().by_attribute("weather").slices
+    assert (rain.label, rain.truths, sun.label, sun.AR) == ("rain", 0, "sun", 1.0)
+    with pytest.raises(ValueError, match="came as arrays, which say nothing of images"):
+        two_images().by_attribute("weather")
 
 
 def test_too_many_values() -> None:
