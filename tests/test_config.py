@@ -135,8 +135,8 @@ def refused(path: Path, *overrides: str) -> str:
         ("test: {tile_whole: true}", "test: got {'tile_whole': True}; tile_whole is about tiles"),
         # wrong choices
         (
-            "train: {optimizer: {name: adam}}",
-            "train.optimizer.name: got 'adam'; did you mean 'adamw'? allowed: sgd, adamw",
+            "train: {optimizer: {name: adamx}}",
+            "train.optimizer.name: got 'adamx'; did you mean 'adam' or",
         ),
         ("train: {amp: on}", "train.amp: got 'on'; allowed: auto, bf16, fp16, off"),
         ("model: {fpn: {extra: p6}}", "model.fpn.extra: got 'p6'; did you mean 'p6p7'? allowed: p"),

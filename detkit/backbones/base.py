@@ -140,7 +140,7 @@ class Backbone(nn.Module):
             )
         maps: dict[int, Tensor] = {}
         x = images
-        for index, stage in enumerate(self._attended_stages()):
+        for index, stage in enumerate(self.attended_stages()):
             for module in stage:
                 x = module(x)
             if index in self.out_indices:  # the others need not outlive their use
@@ -192,7 +192,7 @@ class Backbone(nn.Module):
             return
         found = [
             index
-            for index, stage in enumerate(self._attended_stages())
+            for index, stage in enumerate(self.attended_stages())
             if any(is_attention(each) for part in stage for each in part.modules())
         ]
         bare = [index for index in self.attention.stages or () if index not in found]
@@ -207,7 +207,8 @@ class Backbone(nn.Module):
         """Beginnings of the names in the state_dict that belong to attention."""
         return tuple(f"{name}." for name, each in self.named_modules() if is_attention(each))
 
-    def _attended_stages(self) -> list[tuple[nn.Module, ...]]:
+    def attended_stages(self) -> list[tuple[nn.Module, ...]]:
+        """The stages that were built, first to last, with the attention that follows them."""
         stages = self.stages()
         for index, name in enumerate(self.stage_names[: len(stages)]):
             if name in self.after_stage:
@@ -242,7 +243,7 @@ class Backbone(nn.Module):
 
     def _frozen(self) -> list[nn.Module]:
         return [
-            module for stage in self._attended_stages()[: self.frozen_stages] for module in stage
+            module for stage in self.attended_stages()[: self.frozen_stages] for module in stage
         ]
 
 

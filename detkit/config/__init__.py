@@ -51,6 +51,7 @@ from detkit.config.training import (
     EMAConfig,
     OptimizerConfig,
     ScheduleConfig,
+    SWAConfig,
     TestConfig,
     TrainConfig,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "ResizeConfig",
     "RetinaNetConfig",
     "RoIConfig",
+    "SWAConfig",
     "ScheduleConfig",
     "Section",
     "SelectConfig",

@@ -6,31 +6,64 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, PositiveInt, model_validator
 
-from detkit.config.base import Fraction, NonNegative, NonNegativeInt, Positive, Scale, Section
+from detkit.config.base import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OpenFraction,
+    Positive,
+    Scale,
+    Section,
+)
 from detkit.config.model import FusionConfig, SizeRange, check_ranges
 
 
 class OptimizerConfig(Section):
-    """How weights move."""
+    """How weights move; settings that the named optimiser does not have are left aside."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adagrad", "adadelta", "rmsprop", "adam", "nadam", "adamw"] = "sgd"
     lr: Positive = 0.02
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    base_batch: PositiveInt | None = None  # lr is for this batch size, and scaled with another one
+    momentum: Fraction = 0.9  # sgd, rmsprop
+    nesterov: bool = False  # sgd
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # adam, nadam, adamw
+    smoothing: Fraction = 0.99  # rmsprop's alpha; adadelta's rho
     weight_decay: NonNegative = 1e-4
     decay_norm_and_bias: bool = True
+    backbone_rate: Positive = 1.0  # factor on the rate of the backbone
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # a further one for each stage from its end
+    )
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerConfig:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov is a kind of momentum of sgd; set momentum, or name: sgd")
+        return self
 
 
 class ScheduleConfig(Section):
-    """How the rate changes: linear warmup, then cosine or steps."""
+    """How the rate changes: linear warmup times a course."""
 
-    name: Literal["cosine", "multistep", "constant"] = "multistep"
+    name: Literal[
+        "constant", "multistep", "step", "exponential", "inverse", "cosine", "one_cycle", "plateau"
+    ] = "multistep"
     warmup_steps: NonNegativeInt = 1000
     warmup_ratio: Fraction = 1e-3
-    milestones: tuple[PositiveInt, ...] = (16, 22)  # epochs after which the rate falls
-    gamma: Fraction = 0.1
-    final_ratio: Fraction = 0.0  # where the cosine ends
+    milestones: tuple[PositiveInt, ...] = (16, 22)  # multistep: epochs after which the rate falls
+    every: PositiveInt = 10  # step: epochs between its falls
+    # multistep, step, plateau: factor of a fall; exponential: of an epoch;
+    # inverse: 1 / (1 + gamma * epochs)
+    gamma: NonNegative = 0.1
+    final_ratio: Fraction = 0.0  # where cosine and one_cycle end
+    rise: OpenFraction = 0.3  # one_cycle: part of training in which the rate rises
+    patience: PositiveInt = 3  # plateau: validations without a better AP before a fall
+
+    @model_validator(mode="after")
+    def _falls(self) -> ScheduleConfig:
+        if self.gamma > 1 and self.name != "inverse":
+            raise ValueError(f"gamma {self.gamma} would make the rate rise; use at most 1")
+        return self
 
 
 class EMAConfig(Section):
@@ -38,6 +71,15 @@ class EMAConfig(Section):
 
     decay: Fraction = 0.999
     warmup_steps: PositiveInt = 200  # the average follows faster in the beginning
+
+
+class SWAConfig(Section):
+    """Plain average of the weights at the ends of the last epochs (Izmailov et al., UAI 2018).
+
+    Statistics of batch norm are averaged too, instead of being measured again.
+    """
+
+    epochs: PositiveInt = 5
 
 
 class TrainConfig(Section):
@@ -54,11 +96,20 @@ class TrainConfig(Section):
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     channels_last: bool = True
     ema: EMAConfig | None = None
+    swa: SWAConfig | None = None
     validate_every: PositiveInt = 1  # epochs
     patience: PositiveInt | None = None  # validations without a better AP after which to stop
     save_every: PositiveInt | None = None  # steps between savings, beside that of each epoch
     sync_batch_norm: bool = False
     log_every: PositiveInt = 10  # steps between lines in metrics.jsonl
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainConfig:
+        if self.ema is not None and self.swa is not None:
+            raise ValueError("ema and swa are two averages of the weights; set one of them to null")
+        if self.swa is not None and self.swa.epochs > self.epochs:
+            raise ValueError(f"swa.epochs {self.swa.epochs} are more than epochs {self.epochs}")
+        return self
 
 
 def check_thresholds(value: Any) -> float | dict[str, float] | str | None:

@@ -35,7 +35,7 @@ from detkit.engine.checkpoint import FORMAT, read_checkpoint
 from detkit.engine.data import build_dataset, check_same_classes
 from detkit.engine.glimpses import draw_glimpses
 from detkit.engine.log import RunLog
-from detkit.engine.optim import build_optimizer, build_schedule
+from detkit.engine.optim import RateSchedule, build_optimizer
 from detkit.evaluation.classification import ClassificationResult, evaluate_classifier
 from detkit.files import open_atomically, remove_leftovers, write_atomically
 from detkit.nn.attention.recurrent import RecurrentAttention, reinforce_loss
@@ -254,9 +254,7 @@ def _train(model: nn.Module, run: ClassifierRun, log: RunLog) -> int:
     config = run.recipe.train
     steps = -(-len(run.train) // config.batch_size)
     optimizer = build_optimizer(model, config.optimizer)
-    schedule = build_schedule(
-        optimizer, config.schedule, steps_per_epoch=steps, epochs=config.epochs
-    )
+    schedule = RateSchedule(optimizer, config.schedule, steps_per_epoch=steps, epochs=config.epochs)
     generator = torch.Generator().manual_seed(run.recipe.seed)
     best, best_step = -1.0, 0
     for epoch in tqdm(range(1, config.epochs + 1), run.recipe.name, dynamic_ncols=True):

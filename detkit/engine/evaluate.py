@@ -32,7 +32,9 @@ from detkit.engine.device import amp_dtype
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
 from detkit.evaluation.differences import with_ids
+from detkit.evaluation.bootstrap import check_resamples
 from detkit.evaluation.report import write_report
+from detkit.evaluation.side_by_side import results_dict
 from detkit.evaluation.thresholds import above, read_thresholds
 from detkit.files import write_atomically
 from detkit.structures import Batch, Detections
@@ -204,6 +206,7 @@ def measure_ensemble(
     folder: Path,
     device: torch.device,
     report: bool = False,
+    resamples: int = 1000,
 ) -> CocoResult:
     """Evaluate what several checkpoints find together, as `measure_checkpoint` does with one.
 
@@ -215,11 +218,13 @@ def measure_ensemble(
         folder: where the main process writes.
         device: where to compute.
         report: also write `report.html`, see `detkit.evaluation.report`.
+        resamples: of the images, for the intervals of AP; 0 for none.
 
     Raises:
         ValueError: no data to measure on, data or checkpoints of other classes, as many weights as
-            there are no checkpoints.
+            there are no checkpoints, 1 resample.
     """
+    check_resamples(resamples)
     fuse = _ensemble_fuse(members)
     first = next(iter(members.values()))
     source = source_to_test(first.recipe)
@@ -242,7 +247,7 @@ def measure_ensemble(
         found = {image: above(each, thresholds) for image, each in found.items()}
     result = measure(found, dataset)
     if distributed.is_main():
-        metrics = result.as_dict()
+        metrics = results_dict({"": result}, resamples=resamples)
         if fuse is not None:
             metrics["checkpoints"] = list(members)
         records = coco_results(found, dataset.category_ids.tolist())
@@ -250,7 +255,8 @@ def measure_ensemble(
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1))
         if report:
             name = first.recipe.name if len(members) == 1 else " + ".join(members)
-            write_report({name: result}, folder, pictures=_pictures(result, dataset))
+            pictures = _pictures(result, dataset)
+            write_report({name: result}, folder, pictures=pictures, resamples=resamples)
     return result
 
 

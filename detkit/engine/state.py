@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.factory import without_weights
 from detkit.engine import distributed
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from detkit.engine.optim import WeightAverage, build_optimizer, build_schedule
+from detkit.engine.optim import RateSchedule, WeightAverage, build_average, build_optimizer
 from detkit.engine.run import Run
 
 # Settings that may differ when a run goes on: they do not change what is learned.
@@ -38,7 +37,7 @@ class State:
         optimizer: moves its weights.
         schedule: moves the rate.
         scaler: keeps float16 gradients in range; does nothing for other types.
-        ema: running average of the weights, or None.
+        average: running average of the weights, or None.
         epoch: complete epochs.
         batch: complete steps of the epoch that is under way.
         step: complete steps.
@@ -51,9 +50,9 @@ class State:
 
     detector: Detector
     optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
+    schedule: RateSchedule
     scaler: torch.amp.GradScaler
-    ema: WeightAverage | None
+    average: WeightAverage | None
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -66,9 +65,9 @@ class State:
     @property
     def result(self) -> Detector:
         """The detector to validate and to keep: the average, where there is one."""
-        if self.ema is None:
+        if self.average is None:
             return self.detector
-        averaged = self.ema.module
+        averaged = self.average.module
         assert isinstance(averaged, Detector)
         return averaged
 
@@ -87,13 +86,12 @@ def build_state(run: Run, *, with_weights: bool) -> State:
         detector = detector.to(memory_format=torch.channels_last)
     if config.sync_batch_norm and distributed.world_size() > 1:
         detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
-    optimizer = build_optimizer(detector, config.optimizer)
-    schedule = build_schedule(
-        optimizer, config.schedule, steps_per_epoch=len(run.loader), epochs=config.epochs
-    )
+    optimizer = build_optimizer(detector, config.optimizer, batch_size=config.batch_size)
+    steps, epochs = len(run.loader), config.epochs
+    schedule = RateSchedule(optimizer, config.schedule, steps_per_epoch=steps, epochs=epochs)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    ema = WeightAverage(detector, config.ema) if config.ema is not None else None
-    return State(detector, optimizer, schedule, scaler, ema)
+    average = build_average(detector, config.ema, config.swa, steps_per_epoch=steps, epochs=epochs)
+    return State(detector, optimizer, schedule, scaler, average)
 
 
 def save_state(state: State, run: Run, *, best: bool) -> None:
@@ -123,7 +121,7 @@ def save_state(state: State, run: Run, *, best: bool) -> None:
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "ema": None if state.ema is None else state.ema.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
     }
     save_checkpoint(run.folder / "last.pt", replace(checkpoint, training=training))
 
@@ -144,8 +142,8 @@ def restore_state(state: State, run: Run) -> None:
     state.optimizer.load_state_dict(training["optimizer"])
     state.schedule.load_state_dict(training["schedule"])
     state.scaler.load_state_dict(training["scaler"])
-    if state.ema is not None:
-        state.ema.load_state_dict(training["ema"])
+    if state.average is not None:
+        state.average.load_state_dict(training["average"])
     state.epoch, state.batch = checkpoint.epoch, training.get("batch", 0)
     state.step, state.best = training["step"], training["best"]
     state.waited, state.metrics = training.get("waited", 0), checkpoint.metrics

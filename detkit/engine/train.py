@@ -106,7 +106,7 @@ def _train_epoch(
     for batch in run.loader:
         meter.data_came()
         with stop.held():
-            rate = float(state.schedule.get_last_lr()[0])
+            rate = float(state.optimizer.param_groups[0]["lr"])
             wants_norm = (state.step + 1) % config.log_every == 0
             values, norm = _step(model, state, run, batch, with_norm=wants_norm)
             state.batch += 1
@@ -149,8 +149,8 @@ def _step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.schedule.step()
-    if state.ema is not None:
-        state.ema.update(state.detector)
+    if state.average is not None:
+        state.average.update(state.detector)
     return dict(values), norm
 
 
@@ -236,6 +236,9 @@ def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: Sto
         best = run.val_set is None
         if outcome is not None:
             best = _take_in(outcome, state)
+            schedule = run.recipe.train.schedule
+            if schedule.name == "plateau" and not (state.waited or 1) % schedule.patience:
+                state.schedule.fall()
             _report(state, outcome, log, bar)
         save_state(state, run, best=best)
 

@@ -108,7 +108,7 @@ def test_resuming_with_momentum_and_without_average(
     found = run(recipe, tmp_path / "resumed", resume=True)
     assert difference(content(expected / "last.pt"), content(found / "last.pt")) is None
     assert difference(records(expected), records(found)) is None
-    assert content(found / "last.pt")["training"]["ema"] is None
+    assert content(found / "last.pt")["training"]["average"] is None
 
 
 def test_resuming_a_finished_run_changes_nothing(
@@ -138,7 +138,7 @@ def test_weights_do_not_depend_on(
     expected, found = (content(folder / "last.pt") for folder in (straight, tmp_path))
     for key in ("model", "metrics"):  # the last epoch is always validated
         assert difference(expected[key], found[key]) is None
-    for key in ("detector", "optimizer", "schedule", "ema", "step"):
+    for key in ("detector", "optimizer", "schedule", "average", "step"):
         assert difference(expected["training"][key], found["training"][key]) is None
 
 
@@ -265,7 +265,7 @@ def test_rate_in_the_log_is_that_of_the_schedule(straight: Path, records: Record
 
 def test_average_is_what_is_kept_and_measured(straight: Path, content: Content) -> None:
     last = content(straight / "last.pt")
-    ema = last["training"]["ema"]
+    ema = last["training"]["average"]
     assert ema["count"] == 12
     for name, value in last["model"].items():
         assert torch.equal(value, ema["module"][name])
