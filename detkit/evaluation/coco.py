@@ -248,7 +248,7 @@ class CocoEvaluator:
         """
         if box_format not in BOX_FORMATS:
             raise ValueError(f"box_format must be {' or '.join(BOX_FORMATS)}, got {box_format!r}")
-        image_id = str(image_id) if isinstance(image_id, str) else int(image_id)
+        image_id = _image_id(image_id)
         if image_id not in self._place:
             raise ValueError(
                 f"image_id {image_id!r} is not among the {len(self._place)} images of "
@@ -324,6 +324,19 @@ class CocoEvaluator:
     def reset(self) -> None:
         """Forget the detections, keep the ground truth."""
         self._images.clear()
+
+
+def _image_id(given: Any) -> int | str:
+    """A whole number of any type, or a string."""
+    if isinstance(given, str):
+        return str(given)
+    try:
+        whole = int(given)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or whole != given or isinstance(given, bool):
+        raise ValueError(f"image_id must be a whole number or a string, got {given!r}")
+    return whole
 
 
 def _numbers(image_id: int | str, name: str, values: ArrayLike) -> Floats:

@@ -290,21 +290,9 @@ class CocoSettings:
         Raises:
             ValueError: no threshold, range or limit, or one outside of what is allowed.
         """
-        thresholds = IOU_GRID if iou_thresholds is None else np.array(iou_thresholds, np.float64)
-        if thresholds.ndim != 1 or not len(thresholds):
-            raise ValueError(f"iou_thresholds must be a list of numbers, got {iou_thresholds}")
-        if not np.all((thresholds >= 0) & (thresholds <= 1)):
-            raise ValueError(f"iou_thresholds must lie in 0..1, got {thresholds.tolist()}")
-        ranges = {
-            name: (float(low), float(high))
-            for name, (low, high) in (AREA_RANGES if area_ranges is None else area_ranges).items()
-        }
-        if not ranges or not all(low <= high for low, high in ranges.values()):
-            raise ValueError(f"area_ranges must be name: (least, largest), got {area_ranges}")
-        if not len(max_dets) or any(limit != int(limit) or limit < 1 for limit in max_dets):
-            raise ValueError(f"max_dets must be positive whole numbers, got {tuple(max_dets)}")
-        limits = tuple(sorted(int(limit) for limit in max_dets))
-        return cls(thresholds.copy(), ranges, limits, use_categories, strict)
+        thresholds = IOU_GRID.copy() if iou_thresholds is None else _thresholds(iou_thresholds)
+        ranges = _ranges(AREA_RANGES if area_ranges is None else area_ranges)
+        return cls(thresholds, ranges, _limits(max_dets), use_categories, strict)
 
     @property
     def matching_thresholds(self) -> Floats:
@@ -319,3 +307,37 @@ class CocoSettings:
         for start in range(0, len(iou), CURVES_PER_BLOCK):
             block = slice(start, min(start + CURVES_PER_BLOCK, len(iou)))
             yield block, Curves(iou[block], area[block], ranges)
+
+
+def _thresholds(given: Sequence[float] | Floats) -> Floats:
+    try:
+        thresholds = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        thresholds = np.zeros(0)
+    if thresholds.ndim != 1 or not len(thresholds):
+        raise ValueError(f"iou_thresholds must be a list of numbers, got {given}")
+    if not np.all((thresholds >= 0) & (thresholds <= 1)):
+        raise ValueError(f"iou_thresholds must lie in 0..1, got {thresholds.tolist()}")
+    return thresholds
+
+
+def _ranges(given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    try:
+        ranges = {name: (float(low), float(high)) for name, (low, high) in given.items()}
+    except (AttributeError, TypeError, ValueError):
+        ranges = {}
+    if not ranges or not all(low <= high for low, high in ranges.values()):
+        raise ValueError(f"area_ranges must be name: (least, largest), got {given}")
+    return ranges
+
+
+def _limits(given: Sequence[int]) -> tuple[int, ...]:
+    try:
+        limits = tuple(sorted(int(limit) for limit in given))
+        whole = sorted(given) == list(limits)
+    except (OverflowError, TypeError, ValueError):
+        limits, whole = (), False
+    if not limits or not whole or limits[0] < 1:
+        shown = tuple(given) if isinstance(given, Sequence) else given
+        raise ValueError(f"max_dets must be positive whole numbers, got {shown}")
+    return limits

@@ -192,6 +192,14 @@ def test_bytes_that_are_no_text(tmp_path):
         ({"area_ranges": {"all": (9, 1)}}, "area_ranges must be name: (least, largest)"),
         ({"max_dets": ()}, "max_dets must be positive whole numbers"),
         ({"max_dets": (0, 10)}, "max_dets must be positive whole numbers, got (0, 10)"),
+        ({"max_dets": 100}, "max_dets must be positive whole numbers, got 100"),
+        ({"max_dets": (1, 2.5)}, "max_dets must be positive whole numbers, got (1, 2.5)"),
+        ({"max_dets": ("1", 10)}, "max_dets must be positive whole numbers, got ('1', 10)"),
+        ({"max_dets": (float("inf"),)}, "max_dets must be positive whole numbers, got (inf,)"),
+        ({"iou_thresholds": 0.5}, "iou_thresholds must be a list of numbers, got 0.5"),
+        ({"iou_thresholds": ["a"]}, "iou_thresholds must be a list of numbers, got ['a']"),
+        ({"area_ranges": {"all": 5}}, "area_ranges must be name: (least, largest), got {'all': 5}"),
+        ({"area_ranges": [(0, 1)]}, "area_ranges must be name: (least, largest), got [(0, 1)]"),
     ],
 )
 def test_wrong_setting_is_named(options, expected, message):
@@ -221,6 +229,22 @@ def test_numpy_values_in_memory_are_fine():
         ((1, [BOX], 0.5, 1), "got [1, 4], [] and []"),
         ((1, [BOX, [0, 0, np.nan, 1]], [0.5, 0.5], [1, 1]), "image_id 1: boxes[1] must be finite"),
         ((1, [BOX], [np.inf], [1]), "image_id 1: scores[0] must be finite, got inf"),
+        ((1.5, [BOX], [0.5], [1]), "image_id must be a whole number or a string, got 1.5"),
+        ((None, [BOX], [0.5], [1]), "image_id must be a whole number or a string, got None"),
+        ((True, [BOX], [0.5], [1]), "image_id must be a whole number or a string, got True"),
+        ((np.nan, [BOX], [0.5], [1]), "image_id must be a whole number or a string, got nan"),
+        (
+            (1, [BOX], [0.5], [1.5]),
+            "image_id 1: category_ids must be whole numbers of 64 bits, got",
+        ),
+        ((1, [BOX], [0.5], [np.nan]), "category_ids must be whole numbers of 64 bits, got nan"),
+        ((1, [BOX], [0.5], [2**63]), "category_ids must be whole numbers of 64 bits, got 9.2"),
+        ((1, [BOX], [0.5], ["1"]), "image_id 1: category_ids must be numbers, got <U1 values"),
+        ((1, [BOX], ["0.5"], [1]), "image_id 1: scores must be numbers, got <U3 values"),
+        ((1, [BOX], [None], [1]), "image_id 1: scores must be numbers, got object values"),
+        ((1, [BOX], [True], [1]), "image_id 1: scores must be numbers, got bool values"),
+        ((1, [BOX, [1]], [0.5, 0.5], [1, 1]), "image_id 1: boxes: setting an array element"),
+        ((1, [[5, 5, 4, 9]], [0.5], [1]), "boxes[0] must not have a negative size, got -1.0 x 4.0"),
     ],
 )
 def test_wrong_update_is_named(arguments, expected):
