@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import threading
 from dataclasses import fields, is_dataclass
@@ -427,24 +426,3 @@ def test_real_files_are_read_alike(shared_data):
             assert_both_read_alike(path, read_truths(truths_of))
         taken += scan_truths(path) is not None or scan_detections(path) is not None
     assert taken >= 7
-
-
-# --------------------------------------------------------------------------- records of images
-
-
-@pytest.mark.parametrize("backend", ["numpy", "compiled"])
-def test_records_of_images_come_when_asked(backend, tmp_path):
-    path = tmp_path / "gt.json"
-    path.write_text(json.dumps(TRUTHS, indent=1, ensure_ascii=False), encoding="utf-8")
-    with using(backend):
-        truths = read_truths(path)
-    records = [TRUTHS["images"][1], TRUTHS["images"][0]]
-    assert truths.image_ids.tolist() == [7, 12] and truths.image_records() == records
-    assert pickle.loads(pickle.dumps(truths)).image_records() == records
-    for content in ("[1]", json.dumps({**TRUTHS, "images": [{"id": 1}]}), "x" * 5000):
-        path.write_text(content)
-        with pytest.raises(ValueError, match=r"gt\.json: (changed since|not valid)"):
-            truths.image_records()
-    path.unlink()
-    with pytest.raises(FileNotFoundError):
-        truths.image_records()
