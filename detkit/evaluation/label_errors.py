@@ -195,7 +195,8 @@ class _Scene:
         """Pair them."""
         pairs = pairs_in_images(detections, truths, lowest_iou=TOUCHING)
         same = detections.category[pairs.detection] == truths.category[pairs.truth]
-        side = np.sqrt(np.clip(truths.boxes[:, 2] * truths.boxes[:, 3], 1.0, 2.0**60))
+        area = np.nan_to_num(truths.boxes[:, 2] * truths.boxes[:, 3])  # `strict` lets NaN in
+        side = np.sqrt(np.clip(area, 1.0, 2.0**60))
         return cls(truths, detections, pairs, same, np.log2(side).astype(np.int64))
 
     def select(self, chosen: Bools) -> Candidates:
@@ -237,7 +238,7 @@ def find_label_errors(
 
 def _missing(scene: _Scene, confident: Bools) -> _Suspects:
     """Confident detections that touch no truth."""
-    alone = confident.copy()
+    alone = confident & np.isfinite(scene.detections.boxes).all(axis=1)
     alone[scene.pairs.detection] = False
     at = np.flatnonzero(alone)
     at = at[np.argsort(-scene.detections.scores[at], kind="stable")]

@@ -250,6 +250,14 @@ def test_label_errors_of_a_result() -> None:
     assert len(evaluator.compute().label_errors(least_suspicion=0.8)) == 0
 
 
+def test_boxes_that_are_none() -> None:
+    """As `strict` lets them through: they overlap nothing, are no suspects, and nothing fails."""
+    flat = FlatTruths.of([0, 0], [0, 0], [UNIT, FAR])
+    flat.boxes[0] = np.nan
+    found = FlatDetections(np.zeros(2, int), np.zeros(2, int), flat.boxes.copy(), np.ones(2))
+    assert len(find_label_errors(data_set(flat), found)) == 0
+
+
 def test_wrong_suspicion() -> None:
     with pytest.raises(ValueError, match=r"0\.\.1, got 2"):
         errors_of([], [], least_suspicion=2)
