@@ -28,6 +28,7 @@ from detkit.config import Recipe, load_recipe, recipe_to_yaml
 from detkit.detectors import RegionProposal
 from detkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from detkit.evaluation import evaluate_files
+from detkit.evaluation.side_by_side import results_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MakeRecipe = Callable[..., Recipe]
@@ -268,14 +269,42 @@ def test_test_needs_the_checkpoint_only(
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     assert [metrics[name] for name in names] == result.stats.tolist()
     assert metrics["AP50"] > 0  # there is something to be equal
-    assert metrics == result.as_dict()
+    interval = result.interval()
+    assert metrics == {**result.as_dict(), "interval": interval.as_dict(), "notes": []}
+    assert "\n\n" + interval.sentence() + "\n\n" in done.out
     assert result.summary() in done.out
     assert result.table() in done.out
     assert f"written to {folder}" in done.out
 
     again = command("evaluate", tiny_data.annotations, folder / "detections.json")
     assert again.code == 0
-    assert result.summary() in again.out
+    assert result.summary() in again.out and interval.sentence() in again.out
+
+    without = command("test", checkpoint, "--resamples", 0)
+    assert without.code == 0 and "interval" not in without.out
+    refused = command("test", checkpoint, "--resamples", 1)
+    assert (
+        refused.code == 2 and "resamples must be 0, for no interval, or at least 2" in refused.line
+    )
+
+
+def test_test_writes_a_report(command: Any, checkpoint: Path, tmp_path: Path) -> None:
+    done = command("test", checkpoint, "--report")
+    assert done.code == 0, done.err
+    assert "95 % interval" in done.out
+    folder = tmp_path / "test"
+    files = ["detections.json", "metrics.json", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "tiny" in page  # the name of the recipe
+    assert "data:image/jpeg;base64," in page
+    assert "missing or broken" not in page
+
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    done = command("test", checkpoint, "--report", "--out", tmp_path / "taken")
+    assert done.code == 2
+    assert "report.html: it is a folder" in done.line
+    assert not (tmp_path / "taken" / "metrics.json").exists()
 
 
 def test_test_prefers_the_test_data(
@@ -414,7 +443,7 @@ def test_test_of_several_checkpoints(
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics.pop("checkpoints") == [str(checkpoint), str(second)]
     result = evaluate_files(tiny_data.annotations, folder / "detections.json")
-    assert metrics == result.as_dict() and metrics["AP50"] > 0
+    assert metrics == results_dict({"": result}) and metrics["AP50"] > 0
     assert result.summary() in done.out
 
 
@@ -594,13 +623,13 @@ def test_train_terminated(
 ) -> None:
     from detkit.engine import train
 
-    original = train._step
+    original = train.train_step
 
     def terminated(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(train, "_step", terminated)
+    monkeypatch.setattr(train, "train_step", terminated)
     done = command("train", recipe_file, "--save-every", 1, "--out", tmp_path)
     assert done.code == 143
     assert done.err.splitlines()[-1] == f"terminated; go on with --resume {tmp_path / 'tiny'}"

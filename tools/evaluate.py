@@ -10,6 +10,7 @@ import argparse
 import json
 
 from detkit import cli
+from detkit.evaluation.bootstrap import check_resamples
 from detkit.evaluation.side_by_side import evaluate_all, results_csv, results_dict, results_text
 from detkit.files import check_writable, write_atomically
 
@@ -24,14 +25,13 @@ def main(arguments: list[str]) -> None:
     add("--images", metavar="FOLDER", help="the pictures, to be shown in the report")
     add("--out", "--json", metavar="FILE", help="write the numbers to this JSON file")
     add("--csv", metavar="FILE", help="write the table of the classes to this CSV file")
-    resampling = "of the images, for the 95 %% intervals (default: %(default)s)"
+    resampling = "of the images, for the 95 %% intervals; 0 for none (default: %(default)s)"
     add("--resamples", type=int, default=1000, metavar="N", help=resampling)
     exactness = "reproduce pycocotools also where it is wrong: annotation id 0, repeated ids"
     add("--strict", action="store_true", help=exactness)
     options = parser.parse_args(arguments)
     gt, dts, resamples = options.ground_truth, options.detections, options.resamples
-    if resamples < 2:
-        raise ValueError(f"--resamples {resamples}: it takes at least 2; 1000 are usual")
+    check_resamples(resamples)
     if options.images and not options.report:
         raise ValueError("--images shows pictures in a report; name its folder with --report")
     for path in filter(None, (options.out, options.csv)):

@@ -22,16 +22,15 @@ from detkit.files import check_writable
 
 def main(arguments: list[str]) -> None:
     """Evaluate on data.test, or data.val, and write metrics.json and detections.json."""
-    what = "Measure a checkpoint, or several together, on its test data."
-    parser = argparse.ArgumentParser(description=what)
+    parser = argparse.ArgumentParser(description="Measure checkpoints on their test data.")
     add = parser.add_argument
     add("checkpoint", help="best.pt or last.pt of a run")
     more = "more checkpoints, to be measured together as an ensemble; changes to their recipes"
     add("rest", nargs="*", metavar="checkpoint | key.path=value", help=more)
     add("--out", help="folder to write to (default: test/ or ensemble/ beside the checkpoint)")
-    add(
-        "--report", action="store_true", help="write report.html there too: tables, plots, pictures"
-    )
+    add("--report", action="store_true", help="also write report.html: tables, plots, pictures")
+    resampling = "of the images, for the 95 %% intervals; 0 for none (default: %(default)s)"
+    add("--resamples", type=int, default=1000, metavar="N", help=resampling)
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     overrides = [each for each in options.rest if "=" in each and not Path(each).is_file()]
@@ -44,15 +43,17 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"{each!r} is neither a checkpoint nor of the form key.path=value")
     members = {path: load_checkpoint(path, overrides) for path in paths}
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-    name = "test" if len(paths) == 1 else "ensemble"
+    resamples, name = options.resamples, "test" if len(paths) == 1 else "ensemble"
     folder = Path(options.out) if options.out else Path(paths[0]).parent / name
     check_writable(folder / "metrics.json")
     if options.report:
         check_report(folder)
     with process_group(device):
-        result = measure_ensemble(members, folder=folder, device=device, report=options.report)
+        result = measure_ensemble(
+            members, folder=folder, device=device, report=options.report, resamples=resamples
+        )
         if is_main():
-            print(f"{results_text({name: result})}\n\nwritten to {folder}")
+            print(f"{results_text({name: result}, resamples=resamples)}\n\nwritten to {folder}")
 
 
 if __name__ == "__main__":

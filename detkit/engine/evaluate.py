@@ -31,8 +31,8 @@ from detkit.engine.data import (
 from detkit.engine.device import amp_dtype
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
-from detkit.evaluation.differences import with_ids
 from detkit.evaluation.bootstrap import check_resamples
+from detkit.evaluation.differences import with_ids
 from detkit.evaluation.report import write_report
 from detkit.evaluation.side_by_side import results_dict
 from detkit.evaluation.thresholds import above, read_thresholds

@@ -213,19 +213,19 @@ def ap_interval(
         truths: of the images.
         detections: in any order.
         settings: thresholds, ranges and limits.
-        resamples: how many, at least 2.
+        resamples: how many; 0 for the numbers without intervals.
         seed: of the drawing.
 
     Raises:
-        ValueError: fewer than 2 resamples.
+        ValueError: 1 resample, or fewer than none.
     """
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, got {resamples}; 1000 are usual")
+    check_resamples(resamples)
     classes = _rank(truths, detections, settings)
     images = len(truths.image_ids)
-    reason = _obstacle(classes, images)
+    reason = None if resamples else "no resamples were asked for"
     if not is_ordinary(truths.truths, detections):  # evaluated literally, if strict
         reason = "it takes boxes, areas and scores that are finite numbers"
+    reason = reason or _obstacle(classes, images)
     weights = draw_weights(images, 0 if reason else resamples, np.random.default_rng(seed))
     every_image = np.ones((1, images), np.int64)
     portions = [
@@ -244,6 +244,14 @@ def ap_interval(
         drawn_of_classes=of_classes[1:],
     )
     return ApInterval(drawn, images, seed, reason)
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise a ValueError for a number of resamples of which no interval can be made."""
+    if resamples < 0 or resamples == 1:
+        raise ValueError(
+            f"resamples must be 0, for no interval, or at least 2, got {resamples}; 1000 are usual"
+        )
 
 
 def _rank(

@@ -17,6 +17,7 @@ import numpy as np
 from detkit.evaluation.bootstrap import ApInterval, ClassInterval, Interval, Resamples
 from detkit.evaluation.inputs import FlatTruths, Floats
 from detkit.evaluation.result import CocoResult
+from detkit.evaluation.tables import number
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,10 @@ class PairedDifference:
 
     def sentence(self) -> str:
         """Which one is better and by how much, or that this cannot be told."""
-        if self.a.reason is not None:
-            return f"no interval: {self.a.reason}"
         ap, (a, b) = self.AP, self.names
+        if math.isnan(ap.low):
+            reason = self.a.reason or self.b.reason
+            return f"{b} less {a} is {number(ap.estimate)} (no interval: {reason})"
         if self.better is None:
             return (
                 f"no difference can be told from these {self.a.images} images: "
@@ -102,7 +104,7 @@ class PairedDifference:
             "sentence": self.sentence(),
             "images": self.a.images,
             "seed": self.a.seed,
-            "reason": self.a.reason,
+            "reason": self.a.reason or self.b.reason,
             **self.resamples.as_dict(),
         }
 
@@ -130,12 +132,12 @@ def compare(
     Args:
         a: the first model.
         b: the second one.
-        resamples: how many, at least 2.
+        resamples: how many; 0 for the difference without an interval.
         seed: of the drawing of images.
         names: what to call the models.
 
     Raises:
-        ValueError: other images, categories, truths or settings, fewer than 2 resamples.
+        ValueError: other images, categories, truths or settings, or 1 resample.
     """
     _check_same(a, b)
     first, second = (each.interval(resamples, seed) for each in (a, b))

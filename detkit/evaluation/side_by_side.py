@@ -32,6 +32,8 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     while all(len(each) > 1 and each[-1] == parts[0][-1] for each in parts):
         parts = [each[:-1] for each in parts]
     names = [str(Path(*each)) for each in parts]
+    if all(name.endswith(".json") for name in names):
+        names = [name.removesuffix(".json") for name in names]
     if len(set(names)) == len(names):
         return names
     return [f"{place}: {name}" for place, name in enumerate(names, 1)]
@@ -56,17 +58,18 @@ def results_text(results: Mapping[str, CocoResult], *, resamples: int = 1000) ->
 
     Args:
         results: by name; the first is the one that the others are compared with.
-        resamples: of the images, for the intervals.
+        resamples: of the images, for the intervals; 0 for none.
 
     Raises:
-        ValueError: results that cannot be compared, fewer than 2 resamples.
+        ValueError: results that cannot be compared, or 1 resample.
     """
     blocks = []
     for name, result in results.items():
         head = [f"{name}:"] if len(results) > 1 else []
-        notes = [f"note: {note}" for note in result.notes]
+        lines = [result.interval(resamples).sentence()] if resamples else []
+        lines += [f"note: {note}" for note in result.notes]
         blocks.append("\n".join([*head, result.summary()]))
-        blocks.append("\n".join([result.interval(resamples).sentence(), *notes]))
+        blocks += ["\n".join(lines)] if lines else []
         blocks.append(result.table())
     differences = [each.sentence() for each in differences_to_first(results, resamples=resamples)]
     blocks += ["\n".join(differences)] if differences else []

@@ -308,7 +308,8 @@ def test_too_little_for_an_interval(images: int, with_truths: int, reason: str |
         assert interval.AP == (0, 0, 0)  # nothing is found in any resample
     else:
         assert np.isnan(interval.AP[1:]).all()
-        assert interval.sentence() == difference.sentence() == f"no interval: {reason}"
+        assert interval.sentence() == f"no interval: {reason}"
+        assert difference.sentence().endswith(f"(no interval: {reason})")
         assert difference.better is None
 
 
@@ -361,9 +362,23 @@ def test_other_ground_truth_is_refused(tmp_path: Path) -> None:
             compare(result, other, resamples=10)
 
 
-def test_at_least_two_resamples() -> None:
-    with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
-        evaluate(*make_case(2)).interval(resamples=1)
+@pytest.mark.parametrize("resamples", [1, -3])
+def test_number_of_resamples(resamples: int) -> None:
+    message = f"resamples must be 0, for no interval, or at least 2, got {resamples}"
+    with pytest.raises(ValueError, match=message):
+        evaluate(*make_case(2)).interval(resamples)
+
+
+def test_without_resamples() -> None:
+    truths, detections = make_case(2)
+    a, b = evaluate(truths, detections), evaluate(truths, detections[10:])
+    interval = a.interval(resamples=0)
+    assert interval.AP.estimate == pytest.approx(a.stats[0])
+    assert interval.sentence() == "no interval: no resamples were asked for"
+    assert compare(a, b, resamples=0, names=("plain", "fewer")).sentence() == (
+        f"fewer less plain is {b.stats[0] - a.stats[0]:.3f} "
+        "(no interval: no resamples were asked for)"
+    )
 
 
 def test_both_backends_give_the_same_bits() -> None:
