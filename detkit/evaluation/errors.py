@@ -29,8 +29,10 @@ numbers equal its numbers. They are *not* those of COCO's AP at this overlap:
   more. They weigh nothing in AP, yet they are typed and counted as the others are, and an oracle
   may make one right;
 - of equal scores, what was right before a correction ranks after everything else in the corrected
-  AP (in the AP before, the order of the images decides, then that of the file). So dAP may come out
-  below 0; the six types then give 0.
+  AP; in the AP before, the order of the images decides, then that of the detections. So dAP may
+  come out below 0; the six types then give 0. (The package takes the images in the order of the
+  file, here they are in that of their ids: equal scores in several images of a file that is not
+  sorted are the one place where numbers can differ.)
 
 N detections, M truths, K categories.
 """
