@@ -1,7 +1,7 @@
 """Which errors cost how much: TIDE.
 
 Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors",
-ECCV 2020. Section 2.2 there defines six types of errors, and for each an oracle that corrects all
+ECCV 2020. Section 2 there defines six types of errors, and for each an oracle that corrects all
 errors of this one type; what AP gains by it, dAP, is what the type costs. With `t` the overlap of a
 match (0.5) and `b` that of background (0.1), a detection that takes no truth is
 
