@@ -11,7 +11,9 @@ from detkit import cli
 from detkit.config import ConfigError, load_recipe
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import process_group
+from detkit.engine.run import check_unused
 from detkit.engine.train import train
+from detkit.engine.trial_run import try_out
 from detkit.signals import Terminated
 
 
@@ -24,6 +26,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
     parser.add_argument("--save-every", type=int, metavar="STEPS", help="also save within epochs")
+    parser.add_argument("--sanity", action="store_true", help="can 8 pictures be learned by heart?")
+    parser.add_argument("--find-lr", action="store_true", help="suggest train.optimizer.lr")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -36,12 +40,12 @@ def main(arguments: list[str]) -> None:
         options.overrides.append(f"train.save_every={options.save_every}")
     recipe = load_recipe(options.recipe or Path(options.resume, "recipe.yaml"), options.overrides)
     folder = Path(options.resume) if options.resume else Path(options.out, recipe.name)
-    if (folder / "last.pt").exists() and not options.resume and not options.overwrite:
-        raise ConfigError(
-            f"{folder} holds a run already; go on with --resume {folder}, start a new one with "
-            "name=other_name, or replace it with --overwrite"
-        )
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
+    if options.sanity or options.find_lr:
+        print(try_out(recipe, folder=folder, device=device, rates=options.find_lr))
+        return
+    if not options.resume and not options.overwrite:
+        check_unused(folder)
     try:
         with process_group(device):
             train(recipe, folder=folder, device=device, resume=bool(options.resume))

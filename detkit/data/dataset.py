@@ -229,22 +229,34 @@ class CocoDataset:
         """
         if limit < 1:
             raise ValueError(f"limit must be at least 1 image, got {limit}")
-        limit = min(limit, len(self))
+        return self.select(np.arange(min(limit, len(self))))
+
+    def select(self, indices: np.ndarray) -> CocoDataset:
+        """Some of the images, in the order given, with all classes.
+
+        Args:
+            indices: `[n]` of the images, each at most once.
+        """
         truth = self._truth
-        inside = truth.gt_image_index < limit
+        place = np.full(len(self), -1)
+        place[indices] = np.arange(len(indices))
+        kept = place[truth.gt_image_index] >= 0
         truth = replace(
             truth,
-            image_ids=truth.image_ids[:limit],
-            gt_image_index=truth.gt_image_index[inside],
-            gt_label=truth.gt_label[inside],
-            gt_boxes_xywh=truth.gt_boxes_xywh[inside],
-            gt_area=truth.gt_area[inside],
-            gt_crowd=truth.gt_crowd[inside],
-            gt_ids=None if truth.gt_ids is None else truth.gt_ids[inside],
+            image_ids=truth.image_ids[indices],
+            gt_image_index=place[truth.gt_image_index[kept]],
+            gt_label=truth.gt_label[kept],
+            gt_boxes_xywh=truth.gt_boxes_xywh[kept],
+            gt_area=truth.gt_area[kept],
+            gt_crowd=truth.gt_crowd[kept],
         )
-        names = PackedStrings.pack([self._file_names[index] for index in range(limit)])
-        first = CocoDataset(self.images, names, self._sizes[:limit], truth, self.class_names)
-        return first.with_proposals(self.proposals)
+        names = PackedStrings.pack([self._file_names[int(index)] for index in indices])
+        some = CocoDataset(self.images, names, self._sizes[indices], truth, self.class_names)
+        return some.with_proposals(self.proposals)
+
+    def counts(self) -> np.ndarray:
+        """`[N]` truths fit for training of each image, crowds included."""
+        return np.diff(self._offsets)
 
 
 def coco_ground_truth(dataset: CocoDataset) -> CocoGroundTruth:

@@ -70,3 +70,16 @@ def prepare_run(recipe: Recipe, folder: Path, device: torch.device) -> Run:
         check_same_classes(val_set, train_set.class_names, "val")
         val_loader = eval_loader(recipe, val_set, pin_memory=pin_memory)
     return Run(recipe, folder, device, dtype, train_set, loader, val_set, val_loader)
+
+
+def check_unused(folder: Path) -> None:
+    """Raise where a new run would replace another.
+
+    Raises:
+        ConfigError: the folder holds a run.
+    """
+    if (folder / "last.pt").exists():
+        raise ConfigError(
+            f"{folder} holds a run already; go on with --resume {folder}, start a new one with "
+            "name=other_name, or replace it with --overwrite"
+        )

@@ -44,6 +44,7 @@ class State:
         best: highest AP so far; it is -1 where the validation data has no truths.
         waited: validations since the best one.
         metrics: of the last validation.
+        first_loss: of the first validation, with which later ones are compared.
         started: moment on the clock at which an uninterrupted training would have begun, seconds.
         random: of each process its random numbers within the epoch, to go on from; else empty.
     """
@@ -59,6 +60,7 @@ class State:
     best: float = -math.inf
     waited: int = 0
     metrics: dict[str, Any] | None = None
+    first_loss: float | None = None
     started: float = field(default_factory=time.perf_counter)
     random: list[list[Tensor]] = field(default_factory=list)
 
@@ -116,6 +118,7 @@ def save_state(state: State, run: Run, *, best: bool) -> None:
         "step": state.step,
         "best": state.best,
         "waited": state.waited,
+        "first_loss": state.first_loss,
         "random": random,
         "detector": state.detector.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -147,7 +150,7 @@ def restore_state(state: State, run: Run) -> None:
     state.epoch, state.batch = checkpoint.epoch, training.get("batch", 0)
     state.step, state.best = training["step"], training["best"]
     state.waited, state.metrics = training.get("waited", 0), checkpoint.metrics
-    state.random = training.get("random", [])
+    state.first_loss, state.random = training.get("first_loss"), training.get("random", [])
     state.started = time.perf_counter() - (checkpoint.seconds or 0.0)
 
 

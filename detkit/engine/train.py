@@ -22,14 +22,18 @@ from detkit.engine import distributed
 from detkit.engine.data import share_cores
 from detkit.engine.evaluate import Evaluation, evaluate
 from detkit.engine.log import RunLog, StepMeter
+from detkit.engine.pixels import warn_of_pixels
 from detkit.engine.run import Run, prepare_run
 from detkit.engine.state import State, build_state, restore_state, save_state, seed_epoch
 from detkit.engine.stop import StopRequests, stop_requests
+from detkit.evaluation.diagnosis import explain_failure
 from detkit.files import remove_leftovers, write_atomically
 from detkit.signals import Terminated
 from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
+
+FALLEN = 0.9  # of the loss of the first validation: something has been learned
 
 
 def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = False) -> None:
@@ -58,6 +62,8 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
     distributed.barrier()  # nobody has read a file by now that the main process is about to change
     log = _open_run(run, state)
     model = _parallel(state.detector, device)
+    if not resume and distributed.is_main():
+        warn_of_pixels(state.detector, run)
     with contextlib.closing(log), _progress_bar(run, state) as bar, stop_requests() as stop:
         try:
             while state.epoch < recipe.train.epochs and not _out_of_patience(state, run):
@@ -108,7 +114,7 @@ def _train_epoch(
         with stop.held():
             rate = float(state.optimizer.param_groups[0]["lr"])
             wants_norm = (state.step + 1) % config.log_every == 0
-            values, norm = _step(model, state, run, batch, with_norm=wants_norm)
+            values, norm = train_step(model, state, run, batch, with_norm=wants_norm)
             state.batch += 1
             state.step += 1
             meter.step_done(len(batch))
@@ -122,8 +128,8 @@ def _train_epoch(
                 save_state(state, run, best=False)
 
 
-def _step(
-    model: nn.Module, state: State, run: Run, batch: Batch, *, with_norm: bool
+def train_step(
+    model: nn.Module, state: State, run: Run, batch: Batch, *, with_norm: bool = False
 ) -> tuple[dict[str, float], float]:
     """One step of the optimiser, its gradient gathered part by part where the recipe says so.
 
@@ -240,6 +246,7 @@ def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: Sto
             if schedule.name == "plateau" and not (state.waited or 1) % schedule.patience:
                 state.schedule.fall()
             _report(state, outcome, log, bar)
+            _explain(state, outcome, bar)
         save_state(state, run, best=best)
 
 
@@ -252,16 +259,9 @@ def _validate(state: State, run: Run) -> Evaluation | None:
         return None
     detector = state.result.eval()
     distributed.share_buffers(detector)  # what is measured is what will be saved
-    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
-        torch.manual_seed(run.recipe.seed)  # losses sample; the same each time, however often
-        return evaluate(
-            detector,
-            run.val_loader,
-            run.val_set,
-            device=run.device,
-            dtype=run.dtype,
-            with_loss=True,
-        )
+    return evaluate(
+        detector, run.val_loader, run.val_set, device=run.device, dtype=run.dtype, with_loss=True
+    )
 
 
 def _take_in(outcome: Evaluation, state: State) -> bool:
@@ -273,6 +273,16 @@ def _take_in(outcome: Evaluation, state: State) -> bool:
     state.best = max(state.best, average_precision)
     # without any truth AP is -1: no epoch is better than another, and the last one is kept
     return improved or average_precision < 0
+
+
+def _explain(state: State, outcome: Evaluation, bar: tqdm[Any]) -> None:
+    """Say why AP is near zero where the loss falls: what is learned is not what is measured."""
+    loss = sum(outcome.losses.values())
+    first = state.first_loss
+    state.first_loss = loss if first is None else first
+    if first is not None and loss < FALLEN * first and distributed.is_main():
+        for reason in explain_failure(outcome.result):
+            bar.write(f"AP50 is near zero though the loss falls: {reason}")
 
 
 def _report(state: State, outcome: Evaluation, log: RunLog, bar: tqdm[Any]) -> None:

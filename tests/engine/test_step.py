@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +133,52 @@ def test_going_on_within_an_epoch(
     assert content(tmp_path / "resumed" / "last.pt")["training"]["step"] == 7
     found = run(recipe, tmp_path / "resumed", resume=True)
     assert difference(content(expected / "last.pt"), content(found / "last.pt")) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("model.std=[0.001, 0.001, 0.001]", "deviation"),
+        ("model.mean=[123.7, 116.3, 103.5]", "instead of about 0 and 1: model.mean and model.std"),
+        ("model.std=[58.4, 57.1, 57.4]", "they are of RGB in 0..1"),
+        ("seed=0", None),
+    ],
+)
+def test_pixels_out_of_range_are_noticed(
+    model: str,
+    said: str | None,
+    tiny_recipe: MakeRecipe,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = tiny_recipe(model, "train.epochs=1", "data.val=null", "train.clip_norm=1")
+    with caplog.at_level("WARNING"), contextlib.suppress(FloatingPointError):
+        run(recipe, tmp_path)
+    warnings = [each for each in caplog.messages if "normalised pixels" in each]
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
+@pytest.mark.parametrize(("losses", "count"), [((2.0, 1.0, 0.9), 2), ((2.0, 1.9, 1.95), 0)])
+def test_ap_near_zero_is_explained_while_the_loss_falls(
+    losses: tuple[float, ...],
+    count: int,
+    tiny_recipe: MakeRecipe,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given = iter(losses)
+    numbers = {"AP": 0.0, "AP50": 0.0}
+    result = SimpleNamespace(stats=np.zeros(12), as_dict=lambda: numbers)
+    monkeypatch.setattr(
+        training,
+        "evaluate",
+        lambda *a, **k: SimpleNamespace(result=result, losses={"a": next(given)}, detections={}),
+    )
+    monkeypatch.setattr(training, "explain_failure", lambda result: ["labels are shifted by one"])
+    run(tiny_recipe("train.epochs=3"), tmp_path)
+    line = "AP50 is near zero though the loss falls: labels are shifted by one"
+    assert "".join(capfd.readouterr()).count(line) == count

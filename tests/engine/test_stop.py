@@ -45,9 +45,9 @@ def send_in(
 @pytest.mark.parametrize(
     ("number", "place", "call", "epoch", "batch", "step"),
     [
-        (signal.SIGTERM, "_step", 1, 0, 1, 1),
-        (signal.SIGINT, "_step", 5, 1, 2, 5),  # three steps an epoch
-        (signal.SIGTERM, "_step", 6, 1, 3, 6),  # all of the epoch, but not its validation
+        (signal.SIGTERM, "train_step", 1, 0, 1, 1),
+        (signal.SIGINT, "train_step", 5, 1, 2, 5),  # three steps an epoch
+        (signal.SIGTERM, "train_step", 6, 1, 3, 6),  # all of the epoch, but not its validation
         (signal.SIGTERM, "evaluate", 2, 1, 3, 6),
         (signal.SIGINT, "_take_in", 2, 2, 0, 6),
     ],
@@ -89,7 +89,7 @@ def test_second_ctrl_c_does_not_wait_and_saves_nothing_torn(
     tiny_recipe: MakeRecipe, run: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        send_in(patch, "_step", signal.SIGINT, call=5, times=2)
+        send_in(patch, "train_step", signal.SIGINT, call=5, times=2)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(), tmp_path)
     last = load_checkpoint(tmp_path / "last.pt")
