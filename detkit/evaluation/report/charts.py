@@ -24,6 +24,7 @@ from detkit.evaluation.report.svg import (
 )
 from detkit.evaluation.report.tables import Column, plain_table
 from detkit.evaluation.roc import FROC_RATES
+from detkit.evaluation.slices import Slices
 from detkit.evaluation.tables import number
 
 MOST_CLASSES = 200  # whose curves are in the page, the most frequent ones
@@ -258,6 +259,37 @@ def _froc(models: Sequence[Model]) -> Markup:
 def _name(model: Model, models: Sequence[Model]) -> str:
     """For a legend, which a single model does not need."""
     return model.name if len(models) > 1 else ""
+
+
+def parts(models: Sequence[Model]) -> Markup:
+    """AP of objects of some size or shape, and of images with few or many."""
+    about = (
+        "AP of the objects of a size (square root of the area), of the images with so many "
+        "objects, and of the boxes of a shape; below each part, how many boxes it has."
+    )
+    return join(
+        element("p", about, class_="about"),
+        _plots(
+            ("Size in pixels", _part_bars(models, [m.result.by_size() for m in models])),
+            ("Objects in the image", _part_bars(models, [m.result.by_density() for m in models])),
+            ("Height / width", _part_bars(models, [m.result.by_aspect_ratio() for m in models])),
+        ),
+    )
+
+
+def _part_bars(models: Sequence[Model], slices: Sequence[Slices]) -> Markup:
+    """A group of bars for each part that has truths."""
+    kept = [index for index, part in enumerate(slices[0].slices) if part.truths]
+    if not kept:
+        return element("p", "No truths.", class_="about")
+    first = [slices[0].slices[index] for index in kept]
+    series = [
+        (model.name, [each.slices[index].AP for index in kept])
+        for model, each in zip(models, slices, strict=True)
+    ]
+    return bar_plot(
+        [part.label for part in first], series, notes=[f"{part.truths:,}" for part in first]
+    )
 
 
 def under_name(model: Model, content: Markup) -> Markup:

@@ -8,6 +8,7 @@ import numpy as np
 
 from detkit.evaluation.errors import ERRORS, ErrorKind
 from detkit.evaluation.inputs import Bools, Ints
+from detkit.evaluation.label_errors import LabelError
 from detkit.evaluation.matching import overlaps
 from detkit.evaluation.outcomes import NONE
 from detkit.evaluation.report.charts import MEANINGS, under_name
@@ -19,6 +20,8 @@ from detkit.evaluation.report.tables import Column, sortable_table
 WORST_PICTURES = 12
 WORST_LISTED = 50
 DIFFERING_IMAGES = 4
+SUSPECTS_LISTED = 100
+SUSPECTS_SHOWN = 12
 EXAMPLES = 6  # of each type of error
 
 
@@ -71,7 +74,7 @@ def _differing(
     order = np.argsort(-spread, kind="stable")[:DIFFERING_IMAGES]
     figures = [
         album.show(image, of_model.boxes(image), caption=_caption(
-            f"{model.name}: {of_model.sums(image)}", album, image))
+            f"{shorten(model.name, 40)}: {of_model.sums(image)}", album, image))
         for image in order[spread[order] > 0].tolist()
         for model, of_model in zip(models, verdicts, strict=True)
     ]  # fmt: skip
@@ -209,6 +212,61 @@ def _missed_example(model: Model, album: Album, truth: int) -> Markup | None:
     name = names[truths.category[truth]]
     caption = _caption(name, album, image)
     return album.show_part(image, [Box(box, "missed", name)], caption=caption)
+
+
+def label_errors(models: Sequence[Model], album: Album) -> Markup:
+    """Where the labels may be wrong rather than the detector, after the best of the models."""
+    model = max(models, key=lambda each: float(each.result.stats[0]))
+    try:
+        suspects = model.result.label_errors()
+    except ValueError as error:  # boxes that are no numbers, as `strict` lets them in
+        return element("p", str(error), class_="about")
+    after = f" by the detections of {shorten(model.name, 60)}" if len(models) > 1 else ""
+    about = element("p", f"Labels to look at first{after}, most suspicious above.", class_="about")
+    if not len(suspects):
+        return element("p", "No label looks wrong.", class_="about")
+    listed = suspects.errors[:SUSPECTS_LISTED]
+    columns = [
+        Column("image", [album.names[_image_of(model, each)] for each in listed]),
+        Column("what may be wrong", [each.kind.value for each in listed]),
+        Column("class", [each.name for each in listed]),
+        Column("found", [each.found or "" for each in listed], "class of the detection"),
+        Column("suspicion", [each.suspicion for each in listed], "0 to 1"),
+        Column("score", [each.score for each in listed], "of the detection"),
+        Column("IoU", [each.iou for each in listed], "of truth and detection"),
+    ]
+    one_per_image = {_image_of(model, each): each for each in reversed(listed)}
+    shown = [each for each in listed if each in one_per_image.values()][:SUSPECTS_SHOWN]
+    figures = [_suspect_example(model, album, each) for each in shown]
+    counts = ", ".join(f"{kind}: {n:,}" for kind, n in suspects.counts().items() if n)
+    return join(
+        about,
+        element("p", counts, class_="about"),
+        element("div", *figures, class_="pictures crops") if any(figures) else None,
+        sortable_table("suspects", columns, what="images"),
+    )
+
+
+def _image_of(model: Model, suspect: LabelError) -> int:
+    """Index of its image."""
+    if suspect.truth is not None:
+        return int(model.result.truths.truths.image[suspect.truth])
+    return int(model.result.detections.image[suspect.detection])
+
+
+def _suspect_example(model: Model, album: Album, suspect: LabelError) -> Markup | None:
+    truths, detections = model.result.truths.truths, model.result.detections
+    boxes = []
+    if suspect.truth is not None:
+        boxes.append(Box(truths.boxes[suspect.truth].tolist(), "truth", suspect.name))
+    if suspect.other is not None:
+        boxes.append(Box(truths.boxes[suspect.other].tolist(), "truth", suspect.name))
+    if suspect.detection is not None:
+        found = f"{suspect.found or suspect.name} {suspect.score:.2f}"
+        boxes.append(Box(detections.boxes[suspect.detection].tolist(), "wrong", found))
+    image = _image_of(model, suspect)
+    text = f"{suspect.kind.value}: {suspect.name}"
+    return album.show_part(image, boxes, caption=_caption(text, album, image))
 
 
 def _caption(text: str, album: Album, image: int) -> Markup:

@@ -23,7 +23,11 @@ def headline(models: Sequence[Model]) -> Markup:
         f"{f' ({crowds:,} crowd)' if crowds else ''}, {len(truths.category_ids):,} classes"
     )
     source = element("bdi", shorten(truths.source))
-    cards = _cards_of_one(models[0]) if len(models) == 1 else map(_card_of_several, models)
+    if len(models) == 1:
+        cards = list(_cards_of_one(models[0]))
+        source = join(element("bdi", shorten(models[0].name)), " on ", source)
+    else:
+        cards = [_card_of_several(model) for model in models]
     return join(
         element("p", source, ": ", facts, class_="about"),
         element("div", *cards, class_="headline"),
@@ -36,11 +40,12 @@ def _cards_of_one(model: Model) -> Iterator[Markup]:
     """AP, AP50 and AP75 with their intervals, and the best F1."""
     interval, best = model.interval, model.points.overall.best
     ap, ap50, ap75 = model.result.stats[:3].tolist()
-    name = element("bdi", shorten(model.name))
-    yield _card(name, f"AP {_number(ap)}", _range(interval.AP), _how(model))
+    overlaps = model.result.settings.iou_thresholds
+    where = f"at overlaps of {overlaps[0]:g} to {overlaps[-1]:g}"
+    yield _card(where, f"AP {_number(ap)}", _range(interval.AP), _how(model))
     yield _card("at an overlap of 0.5", f"AP50 {_number(ap50)}", _range(interval.AP50))
     yield _card("at an overlap of 0.75", f"AP75 {_number(ap75)}", _range(interval.AP75))
-    if not math.isnan(best.f1):
+    if not math.isnan(best.threshold):
         where = f"precision {best.precision:.3f}, recall {best.recall:.3f}"
         yield _card(f"at scores from {best.threshold:.3f} on", f"F1 {best.f1:.3f}", where)
 
@@ -48,7 +53,7 @@ def _cards_of_one(model: Model) -> Iterator[Markup]:
 def _card_of_several(model: Model) -> Markup:
     best, (ap, ap50, ap75) = model.points.overall.best, model.result.stats[:3].tolist()
     facts = f"AP50 {_number(ap50)}, AP75 {_number(ap75)}"
-    if not math.isnan(best.f1):
+    if not math.isnan(best.threshold):
         facts += f"; F1 {best.f1:.3f} at scores from {best.threshold:.3f} on"
     name = join(element("i", class_=f"swatch c{model.color}"), element("bdi", shorten(model.name)))
     return _card(name, f"AP {_number(ap)}", _range(model.interval.AP), _how(model), facts)
@@ -97,7 +102,7 @@ def twelve_numbers(models: Sequence[Model]) -> Markup:
     lines = models[0].result.summary().splitlines()
     columns = [
         Column("", [each.name for each in STATISTICS]),
-        Column("averaged over", [_what(line) for line in lines]),
+        Column("averaged over", [_what(line) for line in lines], minor=True),
     ]
     columns += [
         Column("value" if len(models) == 1 else model.name, _known(model.result.stats.tolist()))

@@ -96,6 +96,7 @@ def render(
         Section("errors", "Errors", charts.errors(models)),
         Section("confusion", "Confusion", charts.confusion(models)),
         Section("scores", "Scores", charts.scores(models)),
+        Section("parts", "Parts", charts.parts(models)),
         *_pictures(models, album),
     ]
     return _document(models, headline, sections)
@@ -104,10 +105,12 @@ def render(
 def _pictures(models: Sequence[Model], album: Album) -> Iterator[Section]:
     worst = examples.worst_images(models, album)
     errors = examples.typical_errors(models, album)
+    labels = examples.label_errors(models, album)
     # after the pictures: only now it is known which of them could be shown
     yield Section("images", "Worst images", join(examples.about_pictures(album), worst))
     if errors is not None:
         yield Section("examples", "Typical errors", errors)
+    yield Section("labels", "Labels", labels)
 
 
 def _album(truths: CocoTruths, pictures: Sequence[Path | None] | None) -> Album:

@@ -85,7 +85,7 @@ class Album:
     budget: int = PICTURE_BYTES
     unreadable: set[str] = field(default_factory=set)
     left_out: int = 0
-    _shown: dict[tuple[int, Window], str] = field(default_factory=dict)  # their ids in the page
+    _shown: dict[tuple[int, Window, int], str] = field(default_factory=dict)  # their ids in a page
 
     def show(self, image: int, boxes: Iterable[Box], *, caption: object) -> Markup | None:
         """A whole picture with its boxes; None where it cannot be shown."""
@@ -93,7 +93,7 @@ class Album:
         if pixels is None:
             return None
         height, width = pixels.shape[:2]
-        return self._figure((image, (0, 0, width, height)), pixels, boxes, LONGEST_SIDE, caption)
+        return self._figure((image, (0, 0, width, height), LONGEST_SIDE), pixels, boxes, caption)
 
     def show_part(self, image: int, boxes: Sequence[Box], *, caption: object) -> Markup | None:
         """The part of a picture around some boxes; None where it cannot be shown."""
@@ -101,7 +101,7 @@ class Album:
         if pixels is None:
             return None
         window = window_around(np.array([_drawable(box) for box in boxes]), pixels.shape[:2])
-        return self._figure((image, window), pixels, boxes, CROP_SIDE, caption)
+        return self._figure((image, window, CROP_SIDE), pixels, boxes, caption)
 
     def _read(self, image: int) -> np.ndarray | None:
         path = self.files[image]
@@ -117,14 +117,13 @@ class Album:
 
     def _figure(
         self,
-        what: tuple[int, Window],
+        what: tuple[int, Window, int],
         pixels: np.ndarray,
         boxes: Iterable[Box],
-        longest: int,
         caption: object,
     ) -> Markup | None:
-        """A window of an image as large as the page shows it, with its boxes."""
-        left, top, right, bottom = what[1]
+        """An image's window, with its longest side as large as the page shows it, and its boxes."""
+        _, (left, top, right, bottom), longest = what
         scale = longest / max(right - left, bottom - top)
         width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
         if what in self._shown:  # the page has it already

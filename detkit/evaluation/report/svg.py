@@ -161,7 +161,7 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str]) -> Markup:
         names: `[n]` of rows and columns.
     """
     side = min(44.0, max(9.0, 520 / max(len(names), 1)))
-    left, top = 120.0, 104.0
+    left, top = 140.0, 112.0
     font = min(12.0, side * 0.9)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     drawn = [

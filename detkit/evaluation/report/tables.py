@@ -21,6 +21,7 @@ class Column:
         about: what the numbers are, as a tooltip.
         signed: numbers show a plus.
         bold: `[n]` cells that stand out; none if empty.
+        minor: there is no need for it where room is scarce.
     """
 
     head: str
@@ -28,17 +29,23 @@ class Column:
     about: str | None = None
     signed: bool = False
     bold: Sequence[bool] = ()
+    minor: bool = False
 
     @property
     def textual(self) -> bool:
         """Whether it holds text, which sorts by letters and stands to the left."""
         return any(isinstance(cell, str) for cell in self.cells)
 
+    @property
+    def style(self) -> str | None:
+        """Classes of the head, and of cells of text."""
+        return " ".join(["text"] * self.textual + ["minor"] * self.minor) or None
+
     def show(self, row: int) -> Markup:
         """One of its cells; the script sorts by the unrounded number."""
         cell, class_ = self.cells[row], "bold" if any(self.bold[row : row + 1]) else None
         if isinstance(cell, str):
-            return element("td", element("bdi", shorten(cell)), class_="text")
+            return element("td", element("bdi", shorten(cell)), class_=self.style)
         if cell is None or math.isnan(cell):
             return element("td", "-")
         text = f"{cell:,d}" if isinstance(cell, int) else f"{cell:.3f}".replace("-0.000", "0.000")
@@ -50,7 +57,7 @@ def plain_table(columns: Sequence[Column]) -> Markup:
     """A table as it is."""
     heads = [
         element("th", element("bdi", shorten(each.head, 60)), title=each.about,
-                class_="text" if each.textual else None, scope="col")
+                class_=each.style, scope="col")
         for each in columns
     ]  # fmt: skip
     table = element("table", element("thead", element("tr", *heads)), _body(columns))
@@ -67,7 +74,7 @@ def sortable_table(key: str, columns: Sequence[Column], *, what: str) -> Markup:
     """
     heads = [
         element("th", element("button", element("bdi", shorten(each.head, 60)), type="button"),
-                title=each.about, class_="text" if each.textual else None, scope="col")
+                title=each.about, class_=each.style, scope="col")
         for each in columns
     ]  # fmt: skip
     field = element(

@@ -1,0 +1,473 @@
+"""The report in a real browser: it sorts and filters, asks no network, and executes no name.
+
+Needs Chromium, spoken to in the DevTools protocol over a pipe
+(https://chromedevtools.github.io/devtools-protocol/); skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from detkit.evaluation import CocoEvaluator, CocoResult
+from detkit.evaluation.report import find_pictures, write_report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--remote-debugging-pipe",
+)  # fmt: skip
+PATIENCE = 60  # seconds; a loaded machine starts a browser slowly
+DESKTOP, PHONE = (1280, 800), (390, 844)
+
+HOSTILE = [
+    "<script>window.pwned = 1</script>",
+    '" onmouseover="window.pwned = 1" x="',
+    "</script><script>window.pwned = 1</script>",
+    "</style></title></svg><img src=x onerror='window.pwned = 1'>",
+    "javascript:window.pwned=1",
+    "<b>&amp;",
+    "名前 Füße 🦓",
+    "long " * 100,
+]
+
+
+class Browser:
+    """A headless browser and its DevTools connection."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        ours, theirs = os.pipe(), os.pipe()  # (read, write): what we say, what it says
+
+        def place() -> None:  # the browser reads from descriptor 3 and writes to 4
+            ends = os.dup(ours[0]), os.dup(theirs[1])
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        self.process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={profile}"],
+            preexec_fn=place,
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(ours[0])
+        os.close(theirs[1])
+        self._out, self._in = ours[1], theirs[0]
+        self._pending = b""
+        self._count = 0
+        self.events: list[dict[str, Any]] = []
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Send a command and wait for its result; events that come before are kept."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, (method, answer)
+                return answer["result"]
+            self.events.append(answer)
+
+    def wait(self, method: str, session: str) -> None:
+        """Until an event of a session has come."""
+        while not any(
+            each.get("method") == method and each.get("sessionId") == session
+            for each in self.events
+        ):
+            self.events.append(self._receive())
+
+    def _receive(self) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        while b"\0" not in self._pending:
+            ready, _, _ = select.select([self._in], [], [], deadline - time.monotonic())
+            assert ready, "the browser says nothing"
+            part = os.read(self._in, 1 << 16)
+            assert part, "the browser has gone"
+            self._pending += part
+        message, _, self._pending = self._pending.partition(b"\0")
+        return json.loads(message)
+
+    def close(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+
+class Tab:
+    """A page that is shown."""
+
+    def __init__(self, browser: Browser, path: Path) -> None:
+        self.browser = browser
+        self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.appear(DESKTOP, "light")
+        self.url = path.resolve().as_uri()
+        self.call("Page.navigate", url=self.url)
+        browser.wait("Page.loadEventFired", self._session)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self.browser.call(method, self._session, **parameters)
+
+    def appear(self, size: tuple[int, int], scheme: str) -> None:
+        """Take another size and colour scheme."""
+        width, height = size
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page; a promise is waited for."""
+        done = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def click(self, selector: str, index: int = 0) -> None:
+        """With the mouse, in the middle of the element."""
+        where = f"document.querySelectorAll({json.dumps(selector)})[{index}]"
+        self.run(f"{where}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = f"(b => [b.x + b.width / 2, b.y + b.height / 2])({where}.getBoundingClientRect())"
+        x, y = self.run(box)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def _events(self, *methods: str) -> Iterator[dict[str, Any]]:
+        self.run("1")  # all events so far have come
+        for each in self.browser.events:
+            if each.get("sessionId") == self._session and each["method"] in methods:
+                yield each["params"]
+
+    def problems(self) -> list[str]:
+        """Whatever a console would show, and dialogs."""
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown",
+                 "Page.javascriptDialogOpening")  # fmt: skip
+        return [json.dumps(each) for each in self._events(*kinds)]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for, but the page itself and what it holds inside."""
+        asked = [each["request"]["url"] for each in self._events("Network.requestWillBeSent")]
+        return [url for url in asked if url != self.url and not url.startswith("data:")]
+
+    def close(self) -> None:
+        self.browser.call("Target.closeTarget", targetId=self._target)
+
+
+Open = Callable[[Path], Tab]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None or sys.platform == "win32":
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    running = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Open]:
+    tabs = []
+
+    def open_tab(path: Path) -> Tab:
+        tabs.append(Tab(browser, path))
+        return tabs[-1]
+
+    yield open_tab
+    for tab in tabs:
+        tab.close()
+
+
+def measure(names: list[str], files: list[str], *, seed: int = 0) -> CocoResult:
+    """Truths of all classes but the last; detections near them, by the seed, some wrong."""
+    rng = np.random.default_rng(0)
+    images = [
+        {"id": i + 1, "file_name": name, "width": 160, "height": 120}
+        for i, name in enumerate(files)
+    ]
+    annotations = [
+        {"id": i + 1, "image_id": i % len(files) + 1, "category_id": i % (len(names) - 1) + 1,
+         "bbox": [*rng.integers(0, 90, 2).tolist(), *rng.integers(15, 30, 2).tolist()]}
+        for i in range(12 * len(names))
+    ]  # fmt: skip
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    evaluator = CocoEvaluator.from_coco(
+        {"images": images, "annotations": annotations, "categories": categories}
+    )
+    rng = np.random.default_rng(seed)
+    for image in range(1, len(files) + 1):
+        own = [each for each in annotations if each["image_id"] == image]
+        boxes = np.array([each["bbox"] for each in own], float)
+        boxes[:, 2:] += boxes[:, :2] + 5
+        boxes += rng.normal(0, 1, boxes.shape)
+        labels = np.array([each["category_id"] for each in own])
+        swapped = rng.random(len(own)) < 0.2
+        labels[swapped] = rng.integers(1, len(names), swapped.sum())
+        evaluator.update(image, boxes, rng.random(len(own)), labels)
+    return evaluator.compute()
+
+
+def write_pictures(folder: Path, files: list[str]) -> None:
+    for seed, name in enumerate(files):
+        pixels = np.random.default_rng(seed).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / name), pixels)
+
+
+CLASSES = ["zebra", "ant", "Bee", "cat", "dog 10", "dog 9", "unseen"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CocoResult]:
+    folder = tmp_path_factory.mktemp("report")
+    files = [f"{i}.png" for i in range(8)]
+    write_pictures(folder, files)
+    result = measure(CLASSES, files)
+    pictures = find_pictures(result.truths, folder)
+    return write_report({"model": result}, folder, pictures=pictures, resamples=20), result
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    files = [f"{i}.png" for i in range(4)]
+    write_pictures(folder, files)
+    results = {f"runs/model_{i}/detections": measure(CLASSES, files, seed=i) for i in range(3)}
+    pictures = find_pictures(next(iter(results.values())).truths, folder)
+    return write_report(results, folder, pictures=pictures, resamples=20)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    files = [f"{i} {name[:60].replace('/', '|')}.png" for i, name in enumerate(HOSTILE)]
+    write_pictures(folder, files)
+    result = measure(HOSTILE, files)
+    pictures = find_pictures(result.truths, folder)
+    models = {HOSTILE[0]: result, HOSTILE[2]: result}
+    return write_report(models, folder, pictures=pictures, resamples=20)
+
+
+ROWS = "[...document.querySelectorAll('#classes-table tbody tr')].filter(row => !row.hidden)"
+NAMES = f"{ROWS}.map(row => row.cells[0].textContent)"
+
+
+def test_harness_sees_errors_and_requests(show: Open, tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text("<script>nothing()</script><img src=missing.png>", encoding="utf-8")
+    bad = show(path)
+    assert any("nothing is not defined" in each for each in bad.problems())
+    assert [Path(url).name for url in bad.requests()] == ["missing.png"]
+
+
+@pytest.mark.parametrize("kind", ["report", "several", "hostile"])
+def test_no_error_no_request_no_overflow(
+    show: Open, request: pytest.FixtureRequest, kind: str
+) -> None:
+    made = request.getfixturevalue(kind)
+    tab = show(made[0] if isinstance(made, tuple) else made)
+    tab.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert tab.run("document.querySelectorAll('svg.picture').length") > 10
+    for size in (DESKTOP, PHONE):
+        for scheme in ("light", "dark"):
+            tab.appear(size, scheme)
+            width = tab.run("document.documentElement.scrollWidth")
+            assert width <= tab.run("window.innerWidth") == size[0]
+    assert tab.problems() == []
+    assert tab.requests() == []
+
+
+def test_click_on_a_head_sorts(show: Open, report: tuple[Path, CocoResult]) -> None:
+    tab, rows = show(report[0]), report[1].per_class()
+    heads = tab.run("[...document.querySelectorAll('#classes-table th')].map(h => h.textContent)")
+    assert tab.run(NAMES) == CLASSES
+    button = "#classes-table th button"
+
+    tab.click(button, heads.index("AP"))
+    known = [row for row in rows if row.AP > -1]
+    assert len(known) == len(CLASSES) - 1
+    best_first = [row.name for row in sorted(known, key=lambda row: -row.AP)]
+    assert tab.run(NAMES) == [*best_first, "unseen"]
+    sort = f"document.querySelectorAll('#classes-table th')[{heads.index('AP')}].ariaSort"
+    assert tab.run(sort) == "descending"
+
+    tab.click(button, heads.index("AP"))
+    assert tab.run(NAMES) == [*best_first[::-1], "unseen"]  # what is unknown stays last
+    assert tab.run(sort) == "ascending"
+
+    tab.click(button, heads.index("class"))
+    assert tab.run(NAMES) == ["ant", "Bee", "cat", "dog 9", "dog 10", "unseen", "zebra"]
+    assert tab.run(sort) is None
+    assert tab.problems() == []
+
+
+def test_keys_sort_as_well(show: Open, report: tuple[Path, CocoResult]) -> None:
+    tab = show(report[0])
+    tab.run("document.querySelector('#classes-table th button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        tab.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r",
+            windowsVirtualKeyCode=13,
+        )  # fmt: skip
+    assert tab.run(NAMES)[:3] == ["ant", "Bee", "cat"]
+
+
+def test_filter(show: Open, report: tuple[Path, CocoResult]) -> None:
+    tab = show(report[0])
+    count = "document.getElementById('classes-table-count').textContent"
+    tab.click("input[data-filters='classes-table']")
+    tab.type("DOG")
+    assert tab.run(NAMES) == ["dog 10", "dog 9"]
+    assert tab.run(count) == "2 of 7"
+    tab.type("gy")
+    assert tab.run(NAMES) == []
+    field = "document.querySelector(\"input[data-filters='classes-table']\")"
+    tab.run(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
+    assert tab.run(NAMES) == CLASSES
+    assert tab.run(count) == ""
+
+
+def test_curves_of_a_class(show: Open, report: tuple[Path, CocoResult]) -> None:
+    tab, result = show(report[0]), report[1]
+    path = "document.querySelector(\"path[data-line='pr-0-0']\").getAttribute('d')"
+    frame = tab.run("JSON.parse(document.getElementById('curve-data').textContent).frame")
+    of_all = tab.run(path)
+    choice = "document.getElementById('curve-class')"
+    options = tab.run(f"[...{choice}.options].map(each => each.text.split(' (')[0])")
+    assert options == ["all classes", "ant", "Bee", "cat", "dog 10", "dog 9", "zebra"]
+
+    def choose(index: int) -> str:
+        tab.run(f"{choice}.selectedIndex = {index}; {choice}.dispatchEvent(new Event('change'))")
+        return tab.run(path)
+
+    curve = result.pr_curves(0.5)[CLASSES.index("cat")].interpolated
+    drawn = np.array([list(map(float, pair.split())) for pair in choose(3)[1:].split("L")])
+    left, top, width, height = frame
+    assert np.allclose(drawn[:, 0], left + np.linspace(0, 1, 101) * width, atol=0.06)
+    assert np.allclose(drawn[:, 1], top + (1 - curve) * height, atol=0.2)
+    assert choose(0) != of_all  # drawn from the data, with all of its points
+    again = np.array([list(map(float, pair.split())) for pair in tab.run(path)[1:].split("L")])
+    mean = result.pr_curve(None, 0.5).interpolated
+    assert np.allclose(again[:, 1], top + (1 - mean) * height, atol=0.2)
+    assert tab.problems() == []
+
+
+def test_boxes_can_be_hidden_and_pictures_enlarged(
+    show: Open, report: tuple[Path, CocoResult]
+) -> None:
+    tab = show(report[0])
+    boxes = "getComputedStyle(document.querySelector('.box.{}')).display"
+    for kind in ("right", "wrong", "missed", "truth"):
+        assert tab.run(boxes.format(kind)) != "none"
+        tab.click(f"#show-{kind}")
+        assert tab.run(boxes.format(kind)) == "none"
+        tab.click(f"#show-{kind}")
+        assert tab.run(boxes.format(kind)) != "none"
+    width = "document.querySelector('svg.picture').getBoundingClientRect().width"
+    small = tab.run(width)
+    tab.click("svg.picture")
+    assert tab.run(width) > 2 * small
+    tab.click("svg.picture")
+    assert tab.run(width) == small
+
+
+def test_hostile_names_do_nothing(show: Open, hostile: Path) -> None:
+    tab = show(hostile)
+    tab.run(
+        "for (const each of document.querySelectorAll('*'))"
+        " for (const kind of ['mouseover', 'click', 'focus', 'error', 'load'])"
+        "  if (!each.closest('a')) each.dispatchEvent(new Event(kind, {bubbles: true}))"
+    )
+    assert tab.run("window.pwned") is None
+    names = tab.run(NAMES)
+    assert set(HOSTILE[:-1]) <= set(names)  # as they are written, to the last character
+    assert tab.problems() == []
+    assert tab.requests() == []
+
+
+ATTACKS = [
+    "document.body.append(Object.assign(document.createElement('script'),"
+    " {textContent: 'window.pwned = 1'}))",
+    "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned = 1\">')",
+    "document.body.insertAdjacentHTML('beforeend', '<b id=b onclick=\"window.pwned = 1\">');"
+    " document.getElementById('b').click()",
+    "fetch('https://example.com').then(() => window.pwned = 1, () => 0)",
+    "document.body.append(Object.assign(document.createElement('script'),"
+    " {src: 'https://example.com/x.js', onload: () => window.pwned = 1}))",
+]
+
+
+def test_even_what_gets_into_the_page_may_do_nothing(
+    show: Open, report: tuple[Path, CocoResult]
+) -> None:
+    tab, seen = show(report[0]), 0
+    for attack in ATTACKS:
+        tab.run(f"(async () => {{ {attack}; await new Promise(go => setTimeout(go, 100)) }})()")
+        refused = [each for each in tab.problems() if "Content Security Policy" in each]
+        assert tab.run("window.pwned") is None, attack
+        assert len(refused) > seen, attack
+        seen = len(refused)
+
+
+CONTRAST = """
+(() => {
+  const luminance = (color) => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map((value) => {
+      const part = value / 255;
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" ? behind(element.parentElement) : color;
+  };
+  const found = {};
+  for (const selector of SELECTORS) {
+    const element = document.querySelector(selector);
+    const style = getComputedStyle(element);
+    const ink = luminance(element.closest("svg") ? style.fill : style.color);
+    const paper = luminance(behind(element));
+    found[selector] = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  }
+  return [luminance(behind(document.body)), found];
+})()
+"""
+
+
+def test_text_can_be_read_in_both_schemes(show: Open, several: Path) -> None:
+    tab = show(several)
+    texts = ["body", ".about", ".card .faint", "figcaption", "nav a", "td", "th", "svg .tick",
+             "svg .label", "select", ".verdict"]  # fmt: skip
+    for scheme in ("light", "dark"):
+        tab.appear(DESKTOP, scheme)
+        background, contrasts = tab.run(CONTRAST.replace("SELECTORS", json.dumps(texts)))
+        assert (background > 0.5) == (scheme == "light")
+        assert {k: round(v, 1) for k, v in contrasts.items() if v < 4.5} == {}  # WCAG 2.1, AA
