@@ -143,10 +143,10 @@ static inline double number_divide(uint64_t mantissa, int power)
     unsigned __int128 dividend = (unsigned __int128)(mantissa << up) << 63;
     uint64_t quotient = (uint64_t)(dividend / divisor);
     quotient |= (uint64_t)dividend != quotient * divisor;
-    uint64_t scale = (uint64_t)(1023 + down - up - 63 - power) << 52; /* the bits of 2^(down - ..) */
-    double two;
-    memcpy(&two, &scale, 8);
-    return (double)quotient * two;
+    uint64_t bits = (uint64_t)(1023 + down - up - 63 - power) << 52;
+    double scale; /* 2^(down - up - 63 - power) */
+    memcpy(&scale, &bits, 8);
+    return (double)quotient * scale;
 }
 #endif
 

@@ -1,9 +1,10 @@
 /* Reads COCO JSON into columns, a block of the file at a time.
  *
- * Only well-formed, ordinary files are taken. Whatever is odd (a mistake of syntax, a missing field,
- * text as an id, NaN, a key twice or with an escape, deep nesting, a record of many megabytes) ends
- * the scan: then Python's json module reads the file again, and takes it or names what is wrong. So
- * nothing here has to explain an error, and both ways agree because this one never guesses.
+ * Only well-formed, ordinary files are taken. Whatever is odd (a mistake of syntax, a missing
+ * field, text as an id, NaN, a key twice or with an escape, deep nesting, a record of many
+ * megabytes) ends the scan: then Python's json module reads the file again, and takes it or names
+ * what is wrong. So nothing here has to explain an error, and both ways agree because this one
+ * never guesses.
  *
  * Functions on text take where to start and return where they ended, or NULL. The text ends with
  * zero bytes, at least SCAN_PADDING of them. Zero is part of no token, so that every loop over
@@ -263,7 +264,7 @@ static const char *take_record(const char *at, ScanTable *table)
             char *cell = table->columns[field] + table->count * scan_cell(kind);
             at = take_value(space(at + 1), kind, cell);
         }
-        at = at ? space(at) : "";
+        at = at ? space(at) : ""; /* neither a comma nor a bracket */
     } while (*at == ',');
     return *at == '}' && complete(table, seen) ? at + 1 : NULL;
 }

@@ -17,26 +17,27 @@ typedef struct {
     bool optional;
 } ScanField;
 
-/* A list of records by columns, each with `count` cells; or only where a list stands in the file. */
+/* A list of the file: its records by columns of `count` cells, or only where it stands. */
 typedef struct {
     const char *key; /* of the list in the file's object, with its quotes */
-    const ScanField *fields; /* those that are kept; ends with a key that is NULL */
+    const ScanField *fields; /* up to one whose key is NULL; NULL: no columns */
     char *columns[SCAN_FIELDS];
     size_t count, capacity;
     unsigned missing; /* a bit for each optional field that some record lacks */
-    int64_t start, end; /* bytes in the file, brackets included; 0 where the list is missing */
+    int64_t start, end; /* the bytes of the list in the file, brackets included */
 } ScanTable;
 
 /* Puts up to `size` bytes into `buffer`; returns how many, 0 at the end, less after an error. */
 typedef int64_t (*ScanRead)(void *source, char *buffer, size_t size);
 
-/* int64, double, four doubles or one byte. */
+/* Bytes of a cell: an int64, a double, four doubles or a byte that is 0 or 1. */
 size_t scan_cell(ScanKind kind);
 
-/* Both return false for all that is out of the ordinary: wrong, unusual, unreadable, too large. In
- * either case scan_free releases the columns. */
+/* Fill a table with detections, or three with images, categories (no columns) and annotations. The
+ * size of the file is a hint. False means that something is out of the ordinary, wrong, unreadable
+ * or too large. In either case scan_free releases the columns. */
 bool scan_detections(ScanRead read, void *source, int64_t size, ScanTable *table);
-bool scan_truths(ScanRead read, void *source, int64_t size, ScanTable tables[3]); /* images, categories, annotations */
+bool scan_truths(ScanRead read, void *source, int64_t size, ScanTable tables[3]);
 void scan_free(ScanTable *table);
 
 #endif
