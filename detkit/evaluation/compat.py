@@ -43,7 +43,7 @@ from detkit.evaluation.compat_arrays import (
     settings_of,
     truths_of_records,
 )
-from detkit.evaluation.compat_cells import Inputs, Record, evaluate_cells
+from detkit.evaluation.compat_cells import Inputs, Record, accumulate_cells, evaluate_cells
 from detkit.evaluation.inputs import (
     CocoSettings,
     CocoTruths,
@@ -301,10 +301,11 @@ class COCOeval(cocoeval.COCOeval):
     def _draw(self, p: Params) -> tuple[Floats, Floats, Floats]:
         """Precision, recall and scores; an exception leaves it to pycocotools."""
         done = self._evaluation
-        if done is None or "evalImgs" in self.__dict__ or self._paramsEval is not done.params:
-            raise ValueError("the records of the images are what counts")
-        if not _same_work(p, done.params):
-            raise ValueError("not what was evaluated")
+        untouched = "evalImgs" not in self.__dict__ and self._paramsEval is getattr(
+            done, "params", 0
+        )
+        if done is None or not untouched or not _same_work(p, done.params):
+            return self._draw_records(p)
         settings, place = settings_of(p)
         arrays = evaluate_arrays(
             done.truths[0],
@@ -317,6 +318,14 @@ class COCOeval(cocoeval.COCOeval):
             precision, scores = precision[:, place], scores[:, place]
             precision, scores = cut_unreached(precision, recall, scores, np.asarray(p.recThrs))
         return precision, recall, scores
+
+    def _draw_records(self, p: Params) -> tuple[Floats, Floats, Floats]:
+        """The same from `evalImgs`, which others may have set."""
+        if not self.evalImgs or p.useCats not in (0, 1):
+            raise ValueError("nothing was evaluated, or in a mode of pycocotools alone")
+        told = copy.copy(p)
+        told.catIds = p.catIds if p.useCats else [-1]
+        return accumulate_cells(self.evalImgs, told, self._paramsEval)
 
     def __getattr__(self, name: str) -> Any:  # asked for what is not there
         done = self._evaluation

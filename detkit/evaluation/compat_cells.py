@@ -125,21 +125,21 @@ class _Judged:
             for cells in (self.cell, self.truth_cell)
             for side in ("left", "right")
         ]
-        detection, truth = self.detection.tolist(), self.truth.tolist()
+        dt_ids = [inputs.dts[index]["id"] for index in self.detection.tolist()]
+        scores = [inputs.dts[index]["score"] for index in self.detection.tolist()]
+        gt_ids = [inputs.gts[index]["id"] for index in self.truth.tolist()]
         for cell, *ends in zip(filled.tolist(), *sides, strict=True):
             found, wanted = slice(*ends[:2]), slice(*ends[2:])
-            dts = [inputs.dts[index] for index in detection[found]]
-            gts = [inputs.gts[index] for index in truth[wanted]]
             yield (
                 cell,
                 {
-                    "dtIds": [record["id"] for record in dts],
-                    "gtIds": [record["id"] for record in gts],
-                    "dtMatches": self.dt_matches[:, found].copy(),
-                    "gtMatches": self.gt_matches[:, wanted].copy(),
-                    "dtScores": [record["score"] for record in dts],
-                    "gtIgnore": self.gt_ignore[wanted].copy() if gts else np.array([]),
-                    "dtIgnore": self.dt_ignore[:, found].copy(),
+                    "dtIds": dt_ids[found],
+                    "gtIds": gt_ids[wanted],
+                    "dtMatches": self.dt_matches[:, found],
+                    "gtMatches": self.gt_matches[:, wanted],
+                    "dtScores": scores[found],
+                    "gtIgnore": self.gt_ignore[wanted] if ends[2] < ends[3] else np.array([]),
+                    "dtIgnore": self.dt_ignore[:, found],
                 },
             )
 
@@ -181,3 +181,86 @@ def _judge(inputs: Inputs, rows: _Rows, number: int, num_categories: int) -> _Ju
 
 def _ids(records: Sequence[Record]) -> Floats:
     return np.array([record["id"] for record in records], np.float64)
+
+
+def accumulate_cells(
+    records: Sequence[Record | None], p: Any, evaluated: Any
+) -> tuple[Floats, Floats, Floats]:
+    """Curves from the records of cells (pycocotools, `COCOeval.accumulate`).
+
+    Args:
+        records: by category, area range, image, of the evaluation.
+        p: parameters of the curves, whose `catIds` are [-1] if categories are not told apart.
+        evaluated: parameters of the evaluation.
+
+    Returns:
+        Precision `[T, R, K, A, L]`, recall `[T, K, A, L]` and scores `[T, R, K, A, L]` for L limits
+        on detections; -1 without truths.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
+    if min(p.maxDets) < 1:
+        raise ValueError("limits must be above 0")
+    ranges = [tuple(each) for each in evaluated.areaRng]
+    categories = evaluated.catIds if evaluated.useCats else [-1]
+    chosen = (
+        _among(p.catIds, categories),
+        _among([tuple(each) for each in p.areaRng], ranges),
+        _among(p.maxDets, evaluated.maxDets),
+    )
+    images, num_images = _among(p.imgIds, evaluated.imgIds), len(evaluated.imgIds)
+    shape = (len(p.catIds), len(p.areaRng), len(p.maxDets))
+    recall = np.full((len(p.iouThrs), *shape), -1.0)
+    precision = np.full((len(p.iouThrs), len(p.recThrs), *shape), -1.0)
+    scores = precision.copy()
+    for k, category in enumerate(chosen[0]):
+        for a, area_range in enumerate(chosen[1]):
+            first = (category * len(ranges) + area_range) * num_images
+            cells = [cell for i in images if (cell := records[first + i]) is not None]
+            for m, curves in enumerate(_draw(cells, [p.maxDets[i] for i in chosen[2]], p.recThrs)):
+                precision[:, :, k, a, m], recall[:, k, a, m], scores[:, :, k, a, m] = curves
+    return precision, recall, scores
+
+
+def _among(values: Sequence[Any], allowed: Sequence[Any]) -> list[int]:
+    """Places of the values that are allowed; pycocotools looks there whatever `allowed` holds."""
+    known = set(allowed)
+    return [place for place, value in enumerate(values) if value in known]
+
+
+def _draw(
+    cells: Sequence[Record], limits: Sequence[int], levels: Floats
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Precision `[T, R]`, highest recall `[T]` and scores `[T, R]` of a category for each limit."""
+    num_truths = sum(int(np.count_nonzero(cell["gtIgnore"] == 0)) for cell in cells)
+    if not num_truths:
+        return
+    confidence = np.concatenate([cell["dtScores"] for cell in cells])
+    rank = np.concatenate([np.arange(len(cell["dtScores"])) for cell in cells])
+    matched = np.concatenate([cell["dtMatches"] for cell in cells], axis=1) != 0  # [T, N]
+    counted = ~np.concatenate([cell["dtIgnore"] for cell in cells], axis=1).astype(bool)
+    order = np.argsort(-confidence, kind="stable")
+    for limit in limits:
+        kept = order[rank[order] < limit]
+        right = np.cumsum(matched[:, kept] & counted[:, kept], axis=1).astype(float)
+        wrong = np.cumsum(~matched[:, kept] & counted[:, kept], axis=1).astype(float)
+        yield _read_levels(right, wrong, confidence[kept], num_truths, levels)
+
+
+def _read_levels(
+    right: Floats, wrong: Floats, confidence: Floats, num_truths: int, levels: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Precision, recall and scores from counts so far, `[T, N]`, best first."""
+    precision, scores = np.zeros((2, len(right), len(levels)))
+    if not len(confidence):
+        return precision, np.zeros(len(right)), scores
+    recall = right / num_truths
+    heights = right / (wrong + right + np.spacing(1))
+    heights = np.maximum.accumulate(heights[:, ::-1], axis=1)[:, ::-1]
+    for t, reached in enumerate(recall):
+        first = np.searchsorted(reached, levels, side="left")
+        # from the first level on that is not reached, pycocotools leaves all at 0
+        first = first[: np.argmax(np.append(first, len(reached)) == len(reached))]
+        precision[t, : len(first)], scores[t, : len(first)] = heights[t, first], confidence[first]
+    return precision, recall[:, -1], scores
