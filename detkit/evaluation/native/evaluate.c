@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     Box box;
     double score;
-    int32_t image;
+    int32_t image, index; /* of the caller */
 } Found;
 
 typedef struct {
@@ -80,13 +80,16 @@ typedef struct {
     Curves *curves; /* NULL if not wanted */
     Takes *takes;   /* NULL if not wanted */
     Ranking truth_ranking, ranking;
+    /* the category at hand */
+    int64_t category, num_truths, num_found;
+    Truth *truths; /* [num_truths] by image */
+    Found *found;  /* [num_found] best first */
+    Cell *cells;   /* [num_images], all zero but for these */
+    /* the curves at hand */
     Block block;
-    Cell *cells; /* [num_images], zero outside of the category at hand */
-    Truth *truths;
-    Found *found;
-    Candidate *candidates;
     Counts *counts; /* [M] */
     int32_t *need;  /* [ranges of the block, R + 1] fewest true positives that reach the level */
+    Candidate *candidates;
 } Walk;
 
 /* What a detection takes: the curves where it takes any truth, and one that counts. */
@@ -190,11 +193,12 @@ static Taken take_truths(Walk *walk, int64_t num_candidates)
 /* ---- Curves -------------------------------------------------------------------------------- */
 
 /* Where the levels of a curve are in the tables. */
-static int64_t row_of(const Walk *walk, int64_t category, int curve, int64_t limit)
+static int64_t row_of(const Walk *walk, int curve, int64_t limit)
 {
     const Settings *settings = walk->settings;
     int64_t num_rows = settings->num_ranges * settings->num_limits * settings->num_thresholds;
-    return category * num_rows + limit * settings->num_thresholds + walk->block.first_row[curve];
+    return walk->category * num_rows + limit * settings->num_thresholds +
+           walk->block.first_row[curve];
 }
 
 /* Count the detection in its ranges for the limits from `first` on; returns the curves of these. */
@@ -215,11 +219,11 @@ static uint64_t count_inside(Walk *walk, double area, int64_t first)
     return curves;
 }
 
-static void add_positive(Walk *walk, int64_t category, int64_t limit, int curve, double score)
+static void add_positive(Walk *walk, int64_t limit, int curve, double score)
 {
     Counts *counts = walk->counts + limit;
     int64_t num_levels = walk->settings->num_levels;
-    int64_t row = row_of(walk, category, curve, limit) * num_levels;
+    int64_t row = row_of(walk, curve, limit) * num_levels;
     int range = walk->block.range_of[curve];
     const int32_t *need = walk->need + range * (num_levels + 1);
     int32_t positives = ++counts->positives[curve], level = counts->level[curve];
@@ -234,13 +238,12 @@ static void add_positive(Walk *walk, int64_t category, int64_t limit, int curve,
     *best = larger(precision, *best);
 }
 
-static void add_taken(Walk *walk, int64_t category, int64_t limit, Taken taken, uint64_t inside,
-                      double score)
+static void add_taken(Walk *walk, int64_t limit, Taken taken, uint64_t inside, double score)
 {
     for (uint64_t bits = taken.any & inside; bits; bits &= bits - 1)
         walk->counts[limit].matched[lowest_bit(bits)]++;
     for (uint64_t bits = taken.positive; bits; bits &= bits - 1)
-        add_positive(walk, category, limit, lowest_bit(bits), score);
+        add_positive(walk, limit, lowest_bit(bits), score);
 }
 
 /* Fewest true positives whose recall reaches each level, by pycocotools' own comparison. */
@@ -258,14 +261,14 @@ static void find_needs(const double *levels, int64_t num_levels, int64_t truths,
     need[num_levels] = INT32_MAX; /* no level after the last */
 }
 
-static void finish_curve(Walk *walk, int64_t category, int curve, int64_t limit, double top_score)
+static void finish_curve(Walk *walk, int curve, int64_t limit)
 {
     const Settings *settings = walk->settings;
-    int64_t row = row_of(walk, category, curve, limit), num_levels = settings->num_levels;
+    int64_t row = row_of(walk, curve, limit), num_levels = settings->num_levels;
     double *precision = walk->curves->precision + row * num_levels;
     double *scores = walk->curves->scores + row * num_levels;
     int64_t range = walk->block.first_range + walk->block.range_of[curve];
-    int64_t truths = walk->curves->num_truths[range * walk->data->num_categories + category];
+    int64_t truths = walk->curves->num_truths[range * walk->data->num_categories + walk->category];
     if (!truths) {
         for (int64_t r = 0; r < num_levels; r++)
             precision[r] = scores[r] = -1;
@@ -274,6 +277,7 @@ static void finish_curve(Walk *walk, int64_t category, int curve, int64_t limit,
     }
     for (int32_t r = walk->counts[limit].level[curve]; r > 0; r--)
         precision[r - 1] = larger(precision[r - 1], precision[r]);
+    double top_score = walk->num_found ? walk->found->score : 0;
     for (int64_t r = 0; r < num_levels && settings->levels[r] <= 0; r++)
         scores[r] = top_score; /* the first detection, right or wrong, reaches recall 0 */
     walk->curves->recall[row] = walk->counts[limit].positives[curve] / (double)truths;
@@ -281,32 +285,42 @@ static void finish_curve(Walk *walk, int64_t category, int curve, int64_t limit,
 
 /* ---- One category -------------------------------------------------------------------------- */
 
-static void gather_truths(Walk *walk, int64_t category)
+static void gather_truths(Walk *walk)
 {
     const Truths *truths = &walk->data->truths;
-    int64_t start = walk->truth_ranking.starts[category];
-    int64_t stop = walk->truth_ranking.starts[category + 1];
-    for (int64_t i = start; i < stop; i++) {
-        int32_t item = walk->truth_ranking.order[i];
+    int64_t start = walk->truth_ranking.starts[walk->category];
+    walk->num_truths = walk->truth_ranking.starts[walk->category + 1] - start;
+    for (int64_t i = 0; i < walk->num_truths; i++) {
+        int32_t item = walk->truth_ranking.order[start + i];
         Cell *cell = walk->cells + truths->image[item];
         if (!cell->count++)
-            cell->first = (int32_t)(i - start);
-        Truth *truth = walk->truths + (i - start);
+            cell->first = (int32_t)i;
+        Truth *truth = walk->truths + i;
         *truth = (Truth){.box = box_of(truths->boxes + 4 * (int64_t)item), .index = item};
         truth->crowd = truths->crowd[item] != 0;
         truth->id_is_zero = truths->id_is_zero[item] != 0;
     }
 }
 
+/* The walk branches at every step; reading from all over the caller's arrays is faster before. */
+static void gather_detections(Walk *walk)
+{
+    const Detections *detections = &walk->data->detections;
+    int64_t start = walk->ranking.starts[walk->category];
+    walk->num_found = walk->ranking.starts[walk->category + 1] - start;
+    for (int64_t i = 0; i < walk->num_found; i++) {
+        int32_t item = walk->ranking.order[start + i];
+        walk->found[i] = (Found){box_of(detections->boxes + 4 * (int64_t)item),
+                                 detections->scores[item], (int32_t)detections->image[item], item};
+    }
+}
+
 /* Which curves each truth counts for, how many count, and what levels of recall need. */
-static void begin_truths(Walk *walk, int64_t category)
+static void begin_truths(Walk *walk)
 {
     const Block *block = &walk->block;
-    int64_t start = walk->truth_ranking.starts[category];
-    int64_t count = walk->truth_ranking.starts[category + 1] - start;
-    int64_t counting[CURVES_PER_BLOCK] = {0};
-    for (int64_t i = 0; i < count; i++) {
-        Truth *truth = walk->truths + i;
+    int64_t counting[CURVES_PER_BLOCK] = {0}, num_levels = walk->settings->num_levels;
+    for (Truth *truth = walk->truths; truth < walk->truths + walk->num_truths; truth++) {
         double area = walk->data->truths.area[truth->index];
         truth->free = ~UINT64_C(0);
         truth->counting = 0;
@@ -318,22 +332,9 @@ static void begin_truths(Walk *walk, int64_t category)
     }
     for (int range = 0; range < block->num_ranges && walk->curves; range++) {
         int64_t row = (block->first_range + range) * walk->data->num_categories;
-        int64_t num_levels = walk->settings->num_levels;
-        walk->curves->num_truths[row + category] = counting[range];
+        walk->curves->num_truths[row + walk->category] = counting[range];
         find_needs(walk->settings->levels, num_levels, counting[range],
                    walk->need + range * (num_levels + 1));
-    }
-}
-
-static void gather_detections(Walk *walk, int64_t category)
-{
-    const Detections *detections = &walk->data->detections;
-    int64_t start = walk->ranking.starts[category], stop = walk->ranking.starts[category + 1];
-    for (int64_t i = start; i < stop; i++) {
-        int32_t item = walk->ranking.order[i];
-        walk->found[i - start] = (Found){box_of(detections->boxes + 4 * (int64_t)item),
-                                         detections->scores[item],
-                                         (int32_t)detections->image[item]};
     }
 }
 
@@ -346,42 +347,24 @@ static int64_t first_limit(const Settings *settings, int32_t rank)
     return limit;
 }
 
-static void walk_block(Walk *walk, int64_t category)
+static void walk_detections(Walk *walk)
 {
-    const Settings *settings = walk->settings;
-    int64_t start = walk->ranking.starts[category], stop = walk->ranking.starts[category + 1];
-    for (int64_t position = start; position < stop; position++) {
-        const Found *found = walk->found + (position - start);
+    int64_t num_limits = walk->settings->num_limits;
+    for (const Found *found = walk->found; found < walk->found + walk->num_found; found++) {
         Cell *cell = walk->cells + found->image;
-        int32_t rank = cell->seen++;
-        int64_t first = first_limit(settings, rank);
-        if (first == settings->num_limits)
+        int64_t first = first_limit(walk->settings, cell->seen++);
+        if (first == num_limits)
             continue;
         if (walk->takes)
-            walk->takes->order[walk->takes->count++] = walk->ranking.order[position];
+            walk->takes->order[walk->takes->count++] = found->index;
         uint64_t inside = count_inside(walk, found->box.area, first);
-        if (!cell->count)
-            continue;
-        int64_t num_candidates = find_candidates(walk, &found->box, cell);
+        int64_t num_candidates = cell->count ? find_candidates(walk, &found->box, cell) : 0;
         if (!num_candidates)
             continue;
         Taken taken = take_truths(walk, num_candidates);
-        for (int64_t limit = first; limit < settings->num_limits && walk->curves; limit++)
-            add_taken(walk, category, limit, taken, inside, found->score);
+        for (int64_t limit = first; limit < num_limits && walk->curves; limit++)
+            add_taken(walk, limit, taken, inside, found->score);
     }
-}
-
-/* Forget how many detections of each image came; with `truths` also what truths there are. */
-static void clear_cells(Walk *walk, int64_t category, int truths)
-{
-    int64_t count = walk->ranking.starts[category + 1] - walk->ranking.starts[category];
-    for (int64_t i = 0; i < count; i++)
-        walk->cells[walk->found[i].image].seen = 0;
-    if (!truths)
-        return;
-    for (int64_t i = walk->truth_ranking.starts[category];
-         i < walk->truth_ranking.starts[category + 1]; i++)
-        walk->cells[walk->data->truths.image[walk->truth_ranking.order[i]]] = (Cell){0, 0, 0};
 }
 
 /* ---- All of it ----------------------------------------------------------------------------- */
@@ -402,6 +385,7 @@ static int64_t begin_block(Block *block, const Settings *settings, int64_t first
     block->first_range = first_curve / settings->num_thresholds;
     for (int curve = 0; curve < block->num_curves; curve++) {
         int64_t range = (first_curve + curve) / settings->num_thresholds;
+        int64_t threshold = (first_curve + curve) % settings->num_thresholds;
         int i = (int)(range - block->first_range);
         block->low[i] = settings->ranges[2 * range];
         block->high[i] = settings->ranges[2 * range + 1];
@@ -410,7 +394,7 @@ static int64_t begin_block(Block *block, const Settings *settings, int64_t first
         block->first_row[curve] = first_curve + curve +
                                   range * (settings->num_limits - 1) * settings->num_thresholds;
         block->num_ranges = i + 1;
-        block->steps[curve] = settings->thresholds[(first_curve + curve) % settings->num_thresholds];
+        block->steps[curve] = settings->thresholds[threshold];
     }
     qsort(block->steps, (size_t)block->num_curves, sizeof *block->steps, ascending);
     for (int curve = 0; curve < block->num_curves; curve++)
@@ -425,42 +409,37 @@ static int64_t begin_block(Block *block, const Settings *settings, int64_t first
     return first_curve + block->num_curves;
 }
 
-static void evaluate_category(Walk *walk, int64_t category)
+static void evaluate_block(Walk *walk)
 {
-    const Settings *settings = walk->settings;
-    int64_t num_curves = settings->num_ranges * settings->num_thresholds;
-    gather_truths(walk, category);
-    gather_detections(walk, category);
-    int64_t takes_before = walk->takes ? walk->takes->count : 0;
-    double top_score = 0;
-    if (walk->ranking.starts[category + 1] > walk->ranking.starts[category])
-        top_score = walk->found[0].score;
-    for (int64_t first = 0, next; first < num_curves; first = next) {
-        next = begin_block(&walk->block, settings, first);
-        begin_truths(walk, category);
-        for (int64_t limit = 0; limit < settings->num_limits; limit++) {
-            walk->counts[limit] = (Counts){0};
-            for (int curve = 0; curve < CURVES_PER_BLOCK; curve++)
-                walk->counts[limit].level[curve] = -1;
-        }
-        if (walk->takes)
-            walk->takes->count = takes_before;
-        walk_block(walk, category);
-        clear_cells(walk, category, next == num_curves);
-        for (int curve = 0; curve < walk->block.num_curves && walk->curves; curve++)
-            for (int64_t limit = 0; limit < settings->num_limits; limit++)
-                finish_curve(walk, category, curve, limit, top_score);
+    int64_t num_limits = walk->settings->num_limits;
+    begin_truths(walk);
+    for (int64_t limit = 0; limit < num_limits; limit++) {
+        walk->counts[limit] = (Counts){0};
+        for (int curve = 0; curve < CURVES_PER_BLOCK; curve++)
+            walk->counts[limit].level[curve] = -1;
     }
+    walk_detections(walk);
+    for (int64_t i = 0; i < walk->num_found; i++)
+        walk->cells[walk->found[i].image].seen = 0;
+    for (int curve = 0; curve < walk->block.num_curves && walk->curves; curve++)
+        for (int64_t limit = 0; limit < num_limits; limit++)
+            finish_curve(walk, curve, limit);
 }
 
-static int64_t longest(const Ranking *ranking, int64_t num_categories)
+static void evaluate_category(Walk *walk)
 {
-    int64_t most = 0;
-    for (int64_t k = 0; k < num_categories; k++) {
-        int64_t length = ranking->starts[k + 1] - ranking->starts[k];
-        most = length > most ? length : most;
+    int64_t num_curves = walk->settings->num_ranges * walk->settings->num_thresholds;
+    int64_t takes_before = walk->takes ? walk->takes->count : 0;
+    gather_truths(walk);
+    gather_detections(walk);
+    for (int64_t curve = 0; curve < num_curves;) {
+        if (walk->takes)
+            walk->takes->count = takes_before; /* every block goes over the same detections */
+        curve = begin_block(&walk->block, walk->settings, curve);
+        evaluate_block(walk);
     }
-    return most;
+    for (int64_t i = 0; i < walk->num_truths; i++)
+        walk->cells[walk->data->truths.image[walk->truths[i].index]] = (Cell){0, 0, 0};
 }
 
 static int evaluate(const Dataset *data, const Settings *settings, Curves *curves, Takes *takes)
@@ -485,8 +464,8 @@ static int evaluate(const Dataset *data, const Settings *settings, Curves *curve
         failed = !walk.cells || !walk.truths || !walk.found || !walk.candidates || !walk.counts ||
                  !walk.need;
     }
-    for (int64_t category = 0; category < data->num_categories && !failed; category++)
-        evaluate_category(&walk, category);
+    for (; walk.category < data->num_categories && !failed; walk.category++)
+        evaluate_category(&walk);
     free_ranking(&walk.truth_ranking), free_ranking(&walk.ranking);
     free(walk.cells), free(walk.truths), free(walk.found);
     free(walk.candidates), free(walk.counts), free(walk.need);

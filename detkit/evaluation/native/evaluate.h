@@ -64,6 +64,9 @@ int rank_items(const int64_t *image, const int64_t *category, const double *scor
 int draw_curves(const Dataset *data, const Settings *settings, Curves *curves);
 int find_takes(const Dataset *data, const Settings *settings, Takes *takes);
 
+/* How many items the largest category has. */
+int64_t longest(const Ranking *ranking, int64_t num_categories);
+
 void free_ranking(Ranking *ranking);
 
 #endif

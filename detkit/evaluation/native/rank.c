@@ -1,17 +1,20 @@
 /* The one order that matching and curves share: by category, best first, then by image.
  *
- * Counting sorts bring the items into categories. There a radix sort orders the scores: they fit
- * the cache then, and three passes over the upper 33 bits settle nearly all. The few that these
- * bits do not tell apart are sorted by the others.
+ * Counting sorts bring the items into categories, and there a radix sort orders the scores, byte by
+ * byte: a category mostly fits the cache. All of them are stable and take time that grows with the
+ * number of items alone, whatever the scores.
  */
 #include "evaluate.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { PLACE_BITS = 31, DIGIT_BITS = 11, NUM_DIGITS = 3, BUCKETS = 1 << DIGIT_BITS, FEW = 48 };
+enum { BYTES = 8, BUCKETS = 256 };
 
-static const uint64_t PLACE = (UINT64_C(1) << PLACE_BITS) - 1;
+typedef struct {
+    uint64_t key;
+    int32_t item;
+} Keyed;
 
 int64_t find_outside(const int64_t *index, int64_t count, int64_t limit)
 {
@@ -61,102 +64,53 @@ static uint64_t descending_key(double score)
     return bits >> 63 ? bits : ~bits ^ (UINT64_C(1) << 63);
 }
 
-static int is_descending(const double *scores, const int32_t *items, int64_t count)
+/* Stable; of the bytes of the keys only those that differ are looked at. */
+static void sort_by_score(const double *scores, int32_t *items, int64_t count, Keyed *from,
+                          Keyed *to)
 {
-    for (int64_t i = 1; i < count; i++)
-        if (descending_key(scores[items[i]]) < descending_key(scores[items[i - 1]]))
-            return 0;
-    return 1;
-}
-
-/* Sort words by their upper bits; the lower ones are places, ascending on entry. */
-static void sort_words(uint64_t *words, uint64_t *spare, int64_t count)
-{
-    if (count < FEW) { /* an insertion sort; all words differ in their places */
-        for (int64_t i = 1; i < count; i++) {
-            uint64_t word = words[i];
-            int64_t j = i;
-            for (; j > 0 && words[j - 1] > word; j--)
-                words[j] = words[j - 1];
-            words[j] = word;
-        }
-        return;
-    }
-    uint32_t next[NUM_DIGITS][BUCKETS] = {{0}};
+    int32_t next[BYTES][BUCKETS] = {{0}};
     for (int64_t i = 0; i < count; i++)
-        for (int digit = 0; digit < NUM_DIGITS; digit++)
-            next[digit][words[i] >> (PLACE_BITS + digit * DIGIT_BITS) & (BUCKETS - 1)]++;
-    uint64_t *from = words, *to = spare;
-    for (int digit = 0; digit < NUM_DIGITS; digit++) {
-        int shift = PLACE_BITS + digit * DIGIT_BITS;
-        uint32_t total = 0;
-        for (int bucket = 0; bucket < BUCKETS; bucket++) {
-            uint32_t length = next[digit][bucket];
-            next[digit][bucket] = total;
+        from[i] = (Keyed){descending_key(scores[items[i]]), items[i]};
+    for (int64_t i = 0; i < count; i++) /* apart, so that reading the scores waits for nothing */
+        for (int byte = 0; byte < BYTES; byte++)
+            next[byte][from[i].key >> 8 * byte & (BUCKETS - 1)]++;
+    for (int byte = 0; byte < BYTES; byte++) {
+        if (count && next[byte][from[0].key >> 8 * byte & (BUCKETS - 1)] == count)
+            continue;
+        for (int32_t bucket = 0, total = 0; bucket < BUCKETS; bucket++) {
+            int32_t length = next[byte][bucket];
+            next[byte][bucket] = total;
             total += length;
         }
         for (int64_t i = 0; i < count; i++)
-            to[next[digit][from[i] >> shift & (BUCKETS - 1)]++] = from[i];
-        uint64_t *other = from;
+            to[next[byte][from[i].key >> 8 * byte & (BUCKETS - 1)]++] = from[i];
+        Keyed *other = from;
         from = to, to = other;
     }
-    if (from != words)
-        memcpy(words, from, (size_t)count * sizeof *words);
-}
-
-typedef struct {
-    uint64_t *words, *spare;
-    int32_t *items;
-} Buffers;
-
-/* Order items by some bits of their keys: the upper 33, or the lower 31. */
-static void sort_by_bits(const double *scores, int32_t *items, int64_t count, int upper,
-                         const Buffers *buffers)
-{
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t key = descending_key(scores[items[i]]);
-        buffers->words[i] = (upper ? key & ~PLACE : (key & PLACE) << PLACE_BITS) | (uint64_t)i;
-    }
-    sort_words(buffers->words, buffers->spare, count);
-    memcpy(buffers->items, items, (size_t)count * sizeof *items);
     for (int64_t i = 0; i < count; i++)
-        items[i] = buffers->items[buffers->words[i] & PLACE];
+        items[i] = from[i].item;
 }
 
-static void sort_by_score(const double *scores, int32_t *items, int64_t count,
-                          const Buffers *buffers)
-{
-    const uint64_t *words = buffers->words;
-    sort_by_bits(scores, items, count, 1, buffers);
-    for (int64_t start = 0, stop; start < count; start = stop) {
-        stop = start + 1;
-        while (stop < count && words[stop] >> PLACE_BITS == words[start] >> PLACE_BITS)
-            stop++;
-        if (stop - start > 1 && !is_descending(scores, items + start, stop - start)) {
-            Buffers rest = {buffers->words + start, buffers->spare, buffers->items};
-            sort_by_bits(scores, items + start, stop - start, 0, &rest);
-        }
-    }
-}
-
-static int sort_all_by_score(const double *scores, Ranking *ranking, int64_t num_categories)
+int64_t longest(const Ranking *ranking, int64_t num_categories)
 {
     int64_t most = 0;
     for (int64_t k = 0; k < num_categories; k++) {
         int64_t length = ranking->starts[k + 1] - ranking->starts[k];
         most = length > most ? length : most;
     }
-    Buffers buffers = {
-        calloc((size_t)most + 1, sizeof *buffers.words),
-        calloc((size_t)most + 1, sizeof *buffers.spare),
-        calloc((size_t)most + 1, sizeof *buffers.items),
-    };
-    int failed = !buffers.words || !buffers.spare || !buffers.items;
+    return most;
+}
+
+static int sort_all_by_score(const double *scores, Ranking *ranking, int64_t num_categories)
+{
+    size_t most = (size_t)longest(ranking, num_categories) + 1;
+    Keyed *keyed = calloc(most, sizeof *keyed), *spare = calloc(most, sizeof *spare);
+    int failed = !keyed || !spare;
     for (int64_t k = 0; k < num_categories && !failed; k++) {
-        int64_t start = ranking->starts[k];
-        sort_by_score(scores, ranking->order + start, ranking->starts[k + 1] - start, &buffers);
+        int64_t start = ranking->starts[k], count = ranking->starts[k + 1] - start;
+        sort_by_score(scores, ranking->order + start, count, keyed, spare);
     }
-    free(buffers.words), free(buffers.spare), free(buffers.items);
+    free(keyed), free(spare);
     return failed ? -1 : 0;
 }
 
