@@ -1,7 +1,6 @@
 """Evaluate detections: python tools/evaluate.py ground_truth.json detections.json [...].
 
-Several files of detections are compared with the first. A page with everything that is known:
-python tools/evaluate.py ground_truth.json detections.json --images FOLDER --report out/
+Several files are compared with the first; --images FOLDER --report out/ writes a page of it all.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 
 from detkit import cli
 from detkit.evaluation.bootstrap import check_resamples
+from detkit.evaluation.other_metrics import METRICS, check_metric, evaluate_other
 from detkit.evaluation.side_by_side import evaluate_all, results_csv, results_dict, results_text
 from detkit.files import check_writable, write_atomically
 
@@ -25,13 +25,13 @@ def main(arguments: list[str]) -> None:
     add("--images", metavar="FOLDER", help="the pictures, to be shown in the report")
     add("--out", "--json", metavar="FILE", help="write the numbers to this JSON file")
     add("--csv", metavar="FILE", help="write the table of the classes to this CSV file")
-    resampling = "of the images, for the 95 %% intervals; 0 for none (default: %(default)s)"
-    add("--resamples", type=int, default=1000, metavar="N", help=resampling)
-    exactness = "reproduce pycocotools also where it is wrong: annotation id 0, repeated ids"
-    add("--strict", action="store_true", help=exactness)
+    add("--resamples", type=int, default=1000, metavar="N", help="for the intervals; 0 for none")
+    add("--strict", action="store_true", help="reproduce pycocotools also where it is wrong")
+    add("--metric", choices=METRICS, default="coco", help="voc and lvis: the numbers alone")
     options = parser.parse_args(arguments)
     gt, dts, resamples = options.ground_truth, options.detections, options.resamples
     check_resamples(resamples)
+    check_metric(options.metric, report=options.report, csv=options.csv, strict=options.strict)
     if options.images and not options.report:
         raise ValueError("--images shows pictures in a report; name its folder with --report")
     for path in filter(None, (options.out, options.csv)):
@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> None:
         from detkit.evaluation.report import check_report, find_pictures, write_report
 
         check_report(options.report, images=options.images)
-
+    if options.metric != "coco":
+        print(evaluate_other(options.metric, gt, dts, out=options.out))
+        return
     results = evaluate_all(gt, dts, strict=options.strict)
     print(results_text(results, resamples=resamples))
     if options.out:

@@ -73,7 +73,12 @@ def results_text(results: Mapping[str, CocoResult], *, resamples: int = 1000) ->
         blocks.append(result.table())
     differences = [each.sentence() for each in differences_to_first(results, resamples=resamples)]
     blocks += ["\n".join(differences)] if differences else []
-    return _UNPRINTABLE.sub("\ufffd", "\n\n".join(blocks))
+    return printable("\n\n".join(blocks))
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey or cannot show."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def differences_to_first(

@@ -141,9 +141,14 @@ def evaluate_voc_files(
         ValueError: malformed JSON, a missing or wrong field (the file, the index and the field).
         OSError: a file cannot be read.
     """
-    data, name = (gt_json, "ground truth") if isinstance(gt_json, Mapping) else load_json(gt_json)
-    truths = read_truths(_difficult_as_crowd(data, name), name=name)
+    truths = read_voc_truths(gt_json)
     return evaluate_voc(truths, read_detections(dt_json, truths), settings)
+
+
+def read_voc_truths(gt_json: str | Path | Mapping[str, Any]) -> CocoTruths:
+    """Ground truth in which crowds stand for what is difficult; see `evaluate_voc_files`."""
+    data, name = (gt_json, "ground truth") if isinstance(gt_json, Mapping) else load_json(gt_json)
+    return read_truths(_difficult_as_crowd(data, name), name=name)
 
 
 def evaluate_voc(
