@@ -7,7 +7,8 @@ reading of files and arrays, and `evaluate` and `accumulate` for boxes: the same
 bit from detkit's metric. Dicts (`dataset`, `anns`, `evalImgs` ...) are made when they are first
 asked for; from then on they are what counts, for they may be changed. Masks and keypoints, and what
 pycocotools treats in a way of its own (ids that repeat, numbers that are none ...), run its code.
-The one difference: no detections at all are no error but give an AP of 0.
+Two things are no errors here: no detections at all, which give an AP of 0, and files without `area`
+and `iscrowd`, where w * h and 0 stand for them.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ class COCOeval(cocoeval.COCOeval):
     Args:
         cocoGt: ground truth, of `COCO` or of pycocotools.
         cocoDt: detections.
-        iouType: "bbox"; "segm" and "keypoints" run pycocotools' code.
+        iouType: "bbox"; "segm" (the default, as in pycocotools) and "keypoints" run its code.
     """
 
     params: Any
@@ -301,10 +302,12 @@ class COCOeval(cocoeval.COCOeval):
     def _draw(self, p: Params) -> tuple[Floats, Floats, Floats]:
         """Precision, recall and scores; an exception leaves it to pycocotools."""
         done = self._evaluation
-        untouched = "evalImgs" not in self.__dict__ and self._paramsEval is getattr(
-            done, "params", 0
-        )
-        if done is None or not untouched or not _same_work(p, done.params):
+        if (
+            done is None
+            or "evalImgs" in self.__dict__  # handed out or set by hand
+            or self._paramsEval is not done.params
+            or not _same_work(p, done.params)
+        ):
             return self._draw_records(p)
         settings, place = settings_of(p)
         arrays = evaluate_arrays(

@@ -268,6 +268,16 @@ def test_anything(seed: int, images: int, categories: int, params: Record) -> No
     compare(data, found, set_params(**params))
 
 
+def test_names_as_image_ids() -> None:
+    data, found = make_data(6)
+    for record in [*data["annotations"], *found]:
+        record["image_id"] = f"image {record['image_id']}"
+    for record in data["images"]:
+        record["id"] = f"image {record['id']}"
+    compare(data, found)
+    compare(data, found, set_params(imgIds=["image 7", "image 21", "image 8"]))
+
+
 def test_other_parameters_for_the_curves_than_for_the_matches() -> None:
     data, found = make_data(4)
     judges = []
@@ -314,6 +324,50 @@ def test_files(files: tuple[str, str], capsys: Any) -> None:
         for name in ("dataset", "imgs", "cats", "catToImgs"):
             assert getattr(ours, name) == getattr(original, name)
         assert ours.getAnnIds(catIds=[4]) == original.getAnnIds(catIds=[4])
+
+
+def test_file_with_names_as_image_ids(tmp_path: Any) -> None:
+    data, found = make_data(6)
+    for record in [*data["annotations"], *found]:
+        record["image_id"] = f"image {record['image_id']}"
+    for record in data["images"]:
+        record["id"] = f"image {record['id']}"
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    (tmp_path / "dt.json").write_text(json.dumps(found))
+    judges = []
+    for library in (OURS, THEIRS):
+        truths = library.COCO(str(tmp_path / "gt.json"))
+        judges.append(run(library, truths, truths.loadRes(str(tmp_path / "dt.json"))))
+    assert judges[0].cocoDt._arrays is not None
+    assert_same_curves(*judges)
+
+
+def test_file_without_area_and_iscrowd(tmp_path: Any) -> None:
+    data, found = make_data(6)
+    whole = copy.deepcopy(data)
+    for bare, record in zip(data["annotations"], whole["annotations"], strict=True):
+        del bare["area"], bare["iscrowd"]
+        record |= {"area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    truths, theirs = OURS.COCO(str(tmp_path / "gt.json")), index(THEIRS, whole)
+    mine = run(OURS, truths, truths.loadRes(rows_of(found)))
+    assert_same_curves(mine, run(THEIRS, theirs, theirs.loadRes(copy.deepcopy(found))))
+
+
+@pytest.mark.parametrize("ids", ["0 ..", "the first again"])
+@pytest.mark.parametrize("subset", [{}, {"catIds": [4]}, {"imgIds": [7, 14]}, {"useCats": 0}])
+def test_file_with_odd_annotation_ids(tmp_path: Any, ids: str, subset: Record) -> None:
+    data, found = make_data(10)
+    for number, record in enumerate(data["annotations"]):
+        record["id"] = number if ids == "0 .." else max(1, number - 1)
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    judges = []
+    for library in (OURS, THEIRS):
+        truths = library.COCO(str(tmp_path / "gt.json"))
+        found_here = truths.loadRes(copy.deepcopy(found))
+        judges.append(run(library, truths, found_here, set_params(**subset)))
+    assert_same_curves(*judges)
+    assert_same_cells(judges[0].evalImgs, judges[1].evalImgs)
 
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
