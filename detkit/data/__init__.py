@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from detkit.data import sources as sources  # fills the registry
-from detkit.data.coco import AnnotationError, read_coco
+from detkit.data.annotations import AnnotationError
+from detkit.data.coco import read_coco
 from detkit.data.dataset import CocoDataset, CocoGroundTruth, Sample, coco_ground_truth
 from detkit.data.images import ImageReadError, read_image
 from detkit.data.loader import collate, create_loader

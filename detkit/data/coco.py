@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import reprlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detkit.data.dataset import CocoDataset, CocoGroundTruth, PackedStrings
-from detkit.data.images import read_image
+from detkit.data.annotations import FLAGS, AnnotationError, Annotations, raise_first
+from detkit.data.dataset import CocoDataset, CocoGroundTruth
+from detkit.data.pictures import find_images, picture_size
 
-
-class AnnotationError(ValueError):
-    """Annotations that cannot be used; one line with the file, the place and the reason."""
+_KNOWN_KEYS = {  # of a record; what else stands there is counted and left out
+    "images": {"id", "file_name", "width", "height"},
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
+    "categories": {"id", "name"},
+}
 
 
 def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
@@ -29,7 +32,7 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     Category ids of any numbering become labels `0..C-1` in ascending order. Images without
     annotations and crowd regions are kept; boxes are clipped to their picture and those without
     area dropped, both counted in the data set's report. Where `area` is absent it is `w * h`;
-    where width or height is absent the picture is read once for its size.
+    where width or height is absent the size is read from the picture.
 
     Args:
         annotations: the JSON file.
@@ -40,6 +43,11 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
         AnnotationError: unreadable JSON, missing or wrong fields, or missing pictures.
         ImageReadError: a picture that had to be read for its size cannot be.
     """
+    return parse_coco(annotations, images).dataset()
+
+
+def parse_coco(annotations: str | Path, images: str | Path) -> Annotations:
+    """What `read_coco` reads, still to be converted."""
     annotations, images = Path(annotations), Path(images)
     content = _load(annotations)
     class_names, category_ids = _read_categories(content["categories"], annotations)
@@ -51,7 +59,9 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
         [_size(image, images / name) for image, name in zip(content["images"], found, strict=True)],
         dtype=np.int64,
     ).reshape(-1, 2)
-    return CocoDataset(images, PackedStrings.pack(found), sizes, truth, class_names)
+    flags = _read_flags(content["annotations"])
+    unread = _count_unread(content, flags)
+    return Annotations(images, found, sizes, truth, class_names, flags, unread)
 
 
 def _load(file: Path) -> dict[str, list[Any]]:
@@ -76,16 +86,6 @@ def _load(file: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _raise_first(file: Path, problems: Iterator[str]) -> None:
-    """Report the first problem and how many more there are."""
-    first = next(problems, None)
-    if first is None:
-        return
-    more = sum(1 for _ in problems)
-    rest = f" (and {more} more such problem{'s' if more > 1 else ''})" if more else ""
-    raise AnnotationError(f"{file}: {first}{rest}")
-
-
 def _is_id(value: object) -> bool:
     """Whether it is a whole number that fits into the arrays."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
@@ -100,7 +100,7 @@ def _is_number(value: object) -> bool:
 
 def _read_categories(categories: list[Any], file: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names and category ids in ascending order of the ids."""
-    _raise_first(file, _category_problems(categories))
+    raise_first(f"{file}: {problem}" for problem in _category_problems(categories))
     ordered = sorted(categories, key=lambda category: category["id"])
     ids = np.array([category["id"] for category in ordered], dtype=np.int64)
     return tuple(category["name"] for category in ordered), ids
@@ -134,7 +134,7 @@ def _given(item: dict[str, Any], key: str) -> str:
 
 def _read_images(images: list[Any], file: Path) -> np.ndarray:
     """Image ids `[N]` in the file's order."""
-    _raise_first(file, _image_problems(images))
+    raise_first(f"{file}: {problem}" for problem in _image_problems(images))
     return np.array([image["id"] for image in images], dtype=np.int64)
 
 
@@ -163,7 +163,9 @@ def _read_truth(
     """All annotations in the file's order."""
     index_of = {int(image_id): index for index, image_id in enumerate(image_ids)}
     label_of = {int(category_id): label for label, category_id in enumerate(category_ids)}
-    _raise_first(file, _annotation_problems(annotations, index_of, label_of))
+    raise_first(
+        f"{file}: {problem}" for problem in _annotation_problems(annotations, index_of, label_of)
+    )
     boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
     area = np.array([item.get("area") for item in annotations], dtype=np.float64)  # None: NaN
     ids = [item.get("id") for item in annotations]
@@ -214,67 +216,27 @@ def _annotation_problem(
     return None
 
 
-def find_images(names: list[str], folder: Path, annotations: Path) -> list[str]:
-    """Paths below the folder for the file names of the annotations.
-
-    Folders are listed instead of asking for each file, which is slow on network disks.
-
-    Raises:
-        AnnotationError: files are missing (how many, and the first three) or a name stands for
-            several files.
-    """
-    if not folder.is_dir():
-        raise AnnotationError(f"images folder {folder} does not exist (annotations: {annotations})")
-    listed: dict[str, set[str]] = {}
-    found: list[str] = []
-    missing: list[str] = []
-    below: dict[str, list[str]] | None = None
-    for name in names:
-        parent, base = os.path.split(name)
-        if parent not in listed:
-            listed[parent] = _list_files(folder / parent)
-        if base in listed[parent]:
-            found.append(name)
-            continue
-        below = _index_by_name(folder) if below is None else below
-        base = PurePosixPath(name.replace("\\", "/")).name  # written on Windows
-        candidates = below.get(base, [])
-        if len(candidates) > 1:
-            raise AnnotationError(
-                f"{annotations}: {name!r} is not in {folder} and {len(candidates)} files below it "
-                f"have that name: {', '.join(sorted(candidates)[:2])}; make file_name a path"
-            )
-        if candidates:
-            found.append(candidates[0])
-        else:
-            missing.append(name)
-    if missing:
-        raise AnnotationError(
-            f"{annotations}: {len(missing)} of {len(names)} image files are not in {folder}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-    return found
+def _read_flags(annotations: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The flags of Pascal VOC, which its converters keep as keys, where they are 0 or 1."""
+    flags = {}
+    for flag in FLAGS:
+        values = [item.get(flag) for item in annotations]
+        if any(values) and all(value in (None, 0, 1) for value in values):
+            flags[flag] = np.array([bool(value) for value in values], dtype=bool)
+    return flags
 
 
-def _list_files(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
-
-
-def _index_by_name(folder: Path) -> dict[str, list[str]]:
-    """Every file below a folder: last part of its name to paths relative to the folder."""
-    below: dict[str, list[str]] = {}
-    for parent, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            below.setdefault(file, []).append(os.path.relpath(os.path.join(parent, file), folder))
-    return below
+def _count_unread(content: dict[str, list[Any]], flags: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many records have which other keys."""
+    counts: Counter[str] = Counter()
+    for section, known in _KNOWN_KEYS.items():
+        keys = Counter(key for item in content[section] for key in item if key not in known)
+        counts.update({f"{key} of {section}": keys[key] for key in keys if key not in flags})
+    return dict(counts)
 
 
 def _size(image: dict[str, Any], path: Path) -> tuple[int, int]:
-    """(height, width) as annotated, or as read where that is absent."""
+    """(height, width) as annotated, or of the picture where that is absent."""
     if image.get("height") is None or image.get("width") is None:
-        height, width = read_image(path).shape[:2]
-        return height, width
+        return picture_size(path)
     return image["height"], image["width"]
