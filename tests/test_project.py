@@ -335,6 +335,12 @@ def test_import_detkit_alone_is_cheap() -> None:
     assert done.stdout == "set()\n", done.stderr
 
 
+def test_evaluation_of_files_imports_neither_torch_nor_plots() -> None:
+    heavy = "{'torch', 'matplotlib', 'cv2', 'pydantic', 'pycocotools'}"
+    done = python(f"import sys, detkit.evaluation; print({heavy} & {{*sys.modules}})")
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_submodules_are_imported_on_first_use() -> None:
     done = python("import detkit; print(detkit.ops.__name__, callable(detkit.load))")
     assert done.stdout.split() == ["detkit.ops", "True"], done.stderr
