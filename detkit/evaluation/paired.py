@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from detkit.evaluation.bootstrap import ApInterval, ClassInterval, Interval, Resamples
-from detkit.evaluation.inputs import FlatTruths, Floats
+from detkit.evaluation.inputs import FlatDetections, FlatTruths, Floats
 from detkit.evaluation.result import CocoResult
 from detkit.evaluation.tables import number
 
@@ -129,6 +129,10 @@ def compare(
 ) -> PairedDifference:
     """The difference of two results on the same ground truth, B less A.
 
+    Where a result has detections of equal score in an image, their order in the file decides about
+    the last digits of its AP. The order of a file makes no model better: here all of them have the
+    order of their boxes.
+
     Args:
         a: the first model.
         b: the second one.
@@ -140,7 +144,8 @@ def compare(
         ValueError: other images, categories, truths or settings, or 1 resample.
     """
     _check_same(a, b)
-    first, second = (each.interval(resamples, seed) for each in (a, b))
+    by_box = not _same_order(a, b) or any(_has_ties(each.detections) for each in (a, b))
+    first, second = (each.interval(resamples, seed, by_box=by_box) for each in (a, b))
     return PairedDifference(first, second, names)
 
 
@@ -160,19 +165,34 @@ def _difference(a: CocoResult, b: CocoResult) -> str | None:
         first, second = (getattr(each.truths, name) for each in (a, b))
         if not np.array_equal(first, second):
             return f"{name} ({len(first)} and {len(second)})"
-    first, second = (_sorted_rows(each.truths.truths) for each in (a, b))
-    if not np.array_equal(first, second):
+    first, second = (_rows(each.truths.truths) for each in (a, b))
+    if not np.array_equal(_sorted(first), _sorted(second), equal_nan=True):
         return f"truths ({len(first)} and {len(second)})"
     if _limits(a) != _limits(b):
         return "settings (thresholds, area ranges, limits)"
     return None
 
 
-def _sorted_rows(truths: FlatTruths) -> Floats:
-    """The annotations in an order of their own, `[M, 8]`, since files may have them in any."""
-    facts = (truths.image, truths.category, truths.area, truths.crowd)
-    rows = np.column_stack([*facts, truths.boxes])
+def _rows(truths: FlatTruths) -> Floats:
+    """All that is known of the annotations, `[M, 9]`."""
+    facts = (truths.image, truths.category, truths.area, truths.crowd, truths.id_is_zero)
+    return np.column_stack([*facts, truths.boxes])
+
+
+def _sorted(rows: Floats) -> Floats:
     return rows[np.lexsort(rows.T)]
+
+
+def _same_order(a: CocoResult, b: CocoResult) -> bool:
+    """Whether the two files have the annotations in the same order."""
+    return a.truths is b.truths or np.array_equal(_rows(a.truths.truths), _rows(b.truths.truths))
+
+
+def _has_ties(found: FlatDetections) -> bool:
+    """Whether any detections of one image and category have the same score."""
+    rows = np.column_stack([found.image, found.category, found.scores])
+    rows = rows[np.lexsort(rows.T)]
+    return bool((rows[1:] == rows[:-1]).all(axis=1).any())
 
 
 def _limits(result: CocoResult) -> tuple[list[float], list[tuple[float, float]], tuple[int, ...]]:

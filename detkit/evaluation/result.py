@@ -129,7 +129,7 @@ class CocoResult:
     settings: CocoSettings
     truths: CocoTruths = field(repr=False)
     detections: FlatDetections = field(repr=False)
-    _intervals: dict[tuple[int, int], ApInterval] = field(
+    _intervals: dict[tuple[int, int, bool], ApInterval] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -308,16 +308,20 @@ class CocoResult:
             self.truths, self.detections, self.settings, records=records, name=name
         )
 
-    def interval(self, resamples: int = 1000, seed: int = 0) -> ApInterval:
-        """How far AP would move with other images: bootstrap, made once for each pair of arguments.
+    def interval(self, resamples: int = 1000, seed: int = 0, *, by_box: bool = False) -> ApInterval:
+        """How far AP would move with other images (bootstrap), made once for the same arguments.
 
-        Raises:
-            ValueError: fewer than 2 resamples.
+        Arguments and errors are those of `bootstrap.ap_interval`.
         """
-        key = resamples, seed
+        key = resamples, seed, by_box
         if key not in self._intervals:
             self._intervals[key] = ap_interval(
-                self.truths, self.detections, self.settings, resamples=resamples, seed=seed
+                self.truths,
+                self.detections,
+                self.settings,
+                resamples=resamples,
+                seed=seed,
+                by_box=by_box,
             )
         return self._intervals[key]
 

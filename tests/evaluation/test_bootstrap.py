@@ -230,10 +230,17 @@ def test_order_of_the_files_does_not_matter(tmp_path: Path) -> None:
     )
 
 
-def test_reordered_files_with_ties_are_no_better() -> None:
-    truths, detections = make_case(7, images=200, tied=True)
-    results = [evaluate(truths, each) for each in (detections, reorder(detections))]
-    assert compare(*results, resamples=200).better is None
+def test_order_of_equal_scores_makes_no_model_better() -> None:
+    truths, detections = make_case(7, images=200)
+    for found in detections:
+        found["score"] = 0.5
+    best_first = sorted(detections, key=lambda found: len(str(found["bbox"])))
+    first, second = evaluate(truths, detections), evaluate(truths, best_first)
+    assert first.stats[0] != second.stats[0]
+    assert first.interval(100).AP != second.interval(100).AP
+    shuffled = {**truths, "annotations": reorder(truths["annotations"])}
+    for other in (second, evaluate(shuffled, best_first)):
+        assert compare(first, other, resamples=100).AP == (0, 0, 0)
 
 
 def test_two_percent_of_shifted_boxes_are_noticed() -> None:
@@ -276,6 +283,33 @@ def test_sentences_and_tables() -> None:
     record = compare(result, result, resamples=100).as_dict()
     assert record == json.loads(json.dumps(record, allow_nan=False))
     assert (record["names"], record["better"], record["probability"]) == (["A", "B"], None, 0.5)
+
+
+def test_sentence_says_where_few_truths_make_ap_too_high() -> None:
+    """Each of 30 classes has three truths, two of them found behind a false positive each."""
+    truths: Record = {
+        "images": [{"id": image} for image in range(90)],
+        "categories": [{"id": category, "name": str(category)} for category in range(30)],
+        "annotations": [
+            {"id": image + 1, "image_id": image, "category_id": image // 3, "bbox": [0, 0, 9, 9]}
+            for image in range(90)
+        ],
+    }
+    detections = [
+        {"image_id": image, "category_id": image // 3, "bbox": [x, x, 9, 9], "score": score}
+        for image in range(90)
+        if image % 3
+        for x, score in ((0, 0.5 + image % 3 / 10), (50, 0.7))
+    ]
+    interval = evaluate(truths, detections).interval()
+    assert interval.bias > 0.01
+    assert interval.bias == pytest.approx(
+        interval.resamples.drawn[:, 0].mean() - interval.AP.estimate
+    )
+    assert interval.as_dict()["bias"] == interval.bias
+    text = f"; classes with few truths make AP too high, by about {interval.bias:.3f} or more)"
+    assert interval.sentence().endswith(text)
+    assert "too high" not in evaluate(*make_case(0, images=100)).interval().sentence()
 
 
 @pytest.mark.parametrize(
