@@ -7,18 +7,22 @@ overlap that is NaN reaches all its thresholds. M annotations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.evaluation.accumulation import evaluate_arrays
-from detkit.evaluation.inputs import Bools, CocoTruths, FlatTruths, Ints, TruthsById
+from detkit.evaluation.accumulation import CurveArrays, evaluate_arrays
+from detkit.evaluation.inputs import (
+    Bools,
+    CocoSettings,
+    CocoTruths,
+    FlatDetections,
+    FlatTruths,
+    Ints,
+    TruthsById,
+)
 from detkit.evaluation.literal import evaluate_literally, is_ordinary
-
-if TYPE_CHECKING:
-    from detkit.evaluation.result import CocoResult
 
 CURVES = ("precision", "recall", "scores")
 
@@ -60,63 +64,67 @@ def with_ids(truths: CocoTruths, ids: Ints) -> CocoTruths:
     return replace(truths, by_id=take_by_id(truths.truths, ids, collected=every, listed=every))
 
 
-def find_notes(result: CocoResult, names: Sequence[str]) -> tuple[str, ...]:
+def find_notes(
+    truths: CocoTruths,
+    detections: FlatDetections,
+    settings: CocoSettings,
+    *,
+    arrays: CurveArrays,
+    stats_of: Callable[[CurveArrays], Mapping[str, float]],
+) -> tuple[str, ...]:
     """For each cause for which pycocotools gives other numbers, or none, a sentence with them.
 
     Args:
-        result: an evaluation.
-        names: of its 12 numbers.
+        truths: what was to be found.
+        detections: what was found.
+        settings: of the evaluation.
+        arrays: its outcome.
+        stats_of: gives the 12 numbers of an outcome, by name.
     """
-    return () if result.settings.strict else tuple(_notes(result, names))
+    if settings.strict:
+        return ()
+    notes, mine = [], stats_of(arrays)
+    if not len(detections) and max(mine.values()) > -1:
+        notes.append(
+            "no detection in these categories: an empty list fails in pycocotools (IndexError)"
+        )
+    if 100 not in settings.max_dets and mine["AP"] > -1:
+        limit = settings.max_dets[-1]
+        notes.append(
+            f"{_difference('AP', mine['AP'], -1)}: it is that of the limit {limit}, pycocotools "
+            "wants a limit of exactly 100"
+        )
+    if not settings.use_categories and truths.listed is not None:
+        notes.append("without categories pycocotools counts a category that is listed twice twice")
+    return (*notes, *_notes_on_matches(truths, detections, settings, arrays, stats_of))
 
 
-def _notes(result: CocoResult, names: Sequence[str]) -> Iterator[str]:
-    if not len(result.detections) and (result.stats > -1).any():
-        yield "no detection in these categories: an empty list fails in pycocotools (IndexError)"
-    compared = list(names)
-    if 100 not in result.settings.max_dets:
-        compared.remove("AP")
-        value = result.stats[names.index("AP")]
-        if value > -1:
-            yield (
-                f"AP {value:.3f} (pycocotools: -1.000): it is that of the limit "
-                f"{result.settings.max_dets[-1]}, pycocotools wants a limit of exactly 100"
-            )
-    if not result.settings.use_categories and result.truths.listed is not None:
-        yield "without categories pycocotools counts a category that is listed twice twice"
-    by_id = result.truths.by_id or TruthsById(result.truths.truths, ())
+def _notes_on_matches(
+    truths: CocoTruths,
+    detections: FlatDetections,
+    settings: CocoSettings,
+    arrays: CurveArrays,
+    stats_of: Callable[[CurveArrays], Mapping[str, float]],
+) -> Iterator[str]:
+    """At most one note: what differs where pycocotools takes other truths, or matches otherwise."""
+    by_id = truths.by_id or TruthsById(truths.truths, ())
     reasons = list(by_id.reasons)
-    ordinary = is_ordinary(by_id.truths, result.detections)
+    ordinary = is_ordinary(by_id.truths, detections)
     if not ordinary:
         reasons.append("lets an overlap that float64 cannot hold (NaN) reach all thresholds")
-    if reasons:
-        arrays = (evaluate_arrays if ordinary else evaluate_literally)(
-            by_id.truths,
-            result.detections,
-            num_categories=len(result.category_ids),
-            settings=result.settings,
-        )
-        theirs = replace(result, **{name: getattr(arrays, name) for name in CURVES})
-        yield from _compare(result, theirs, names, compared, " and ".join(reasons))
-
-
-def _compare(
-    result: CocoResult,
-    theirs: CocoResult,
-    names: Sequence[str],
-    compared: Sequence[str],
-    reasons: str,
-) -> Iterator[str]:
-    """At most one note, on those of the numbers that are compared."""
-    differing = [
-        _difference(name, mine, other)
-        for name, mine, other in zip(names, result.stats, theirs.stats, strict=True)
-        if name in compared and mine != other
-    ]
+    if not reasons:
+        return
+    evaluate = evaluate_arrays if ordinary else evaluate_literally
+    num_categories = len(truths.category_ids)
+    others = evaluate(by_id.truths, detections, num_categories=num_categories, settings=settings)
+    mine, theirs = stats_of(arrays), stats_of(others)
+    names = [name for name in mine if name != "AP" or 100 in settings.max_dets]
+    differing = [_difference(n, mine[n], theirs[n]) for n in names if mine[n] != theirs[n]]
+    said = f"pycocotools {' and '.join(reasons)}"
     if differing:
-        yield f"{', '.join(differing)}: pycocotools {reasons}"
-    elif not all(np.array_equal(getattr(result, name), getattr(theirs, name)) for name in CURVES):
-        yield f"the 12 numbers are those of pycocotools, not all curves: pycocotools {reasons}"
+        yield f"{', '.join(differing)}: {said}"
+    elif not all(np.array_equal(getattr(arrays, name), getattr(others, name)) for name in CURVES):
+        yield f"the 12 numbers are those of pycocotools, not all curves: {said}"
 
 
 def _difference(name: str, mine: float, theirs: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.evaluation.accumulation import CurveArrays
 from detkit.evaluation.bootstrap import ApInterval, ap_interval
 from detkit.evaluation.calibration import Calibration, calibration
 from detkit.evaluation.confusion import ConfusionMatrix, confusion_matrix
@@ -24,6 +25,7 @@ from detkit.evaluation.curves import (
     operating_points,
     pr_curves,
 )
+from detkit.evaluation.differences import find_notes
 from detkit.evaluation.errors import ErrorAnalysis, analyse_errors
 from detkit.evaluation.inputs import CocoSettings, CocoTruths, FlatDetections, Floats, Ints
 from detkit.evaluation.label_errors import LabelErrors, find_label_errors
@@ -50,7 +52,7 @@ class Statistic(NamedTuple):
         precision: it averages precision, otherwise recall.
         iou: a single threshold, or None for the mean over all.
         area: name of the area range.
-        limit: which of the limits on detections, or None for the limit of 100.
+        limit: which of the limits on detections, or None for a limit of 100.
     """
 
     name: str
@@ -149,10 +151,24 @@ class CocoResult:
         """The 12 numbers, `[12]`, in pycocotools' order; -1 where there is nothing to average.
 
         With fewer than three limits the last stands for the missing ones. As in pycocotools the
-        first number, AP, is that of the limit 100 and -1 if there is none, while AP50 .. APl are
-        those of the third limit.
+        first number, AP, is that of the limit 100, while AP50 .. APl are those of the third limit.
+        Without a limit of 100, AP is that of the largest, or -1 as in pycocotools if `strict`.
         """
         return np.array([self._mean(statistic) for statistic in STATISTICS])
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on each cause for which pycocotools gives other numbers; none if `strict`."""
+        arrays = CurveArrays(self.precision, self.recall, self.scores, self.num_truths)
+        return find_notes(
+            self.truths, self.detections, self.settings, arrays=arrays, stats_of=self._stats_of
+        )
+
+    def _stats_of(self, arrays: CurveArrays) -> dict[str, float]:
+        """The 12 numbers by name, as they would be with these curves."""
+        names = ("precision", "recall", "scores")
+        other = replace(self, **{name: getattr(arrays, name) for name in names})
+        return {s.name: float(v) for s, v in zip(STATISTICS, other.stats, strict=True)}
 
     def summary(self) -> str:
         """The 12 lines as pycocotools prints them."""
@@ -342,7 +358,8 @@ class CocoResult:
 
     def _max_dets(self, statistic: Statistic) -> int:
         if statistic.limit is None:
-            return 100
+            limits = self.settings.max_dets
+            return 100 if self.settings.strict or 100 in limits else limits[-1]
         return self.settings.max_dets[self._limit(statistic.limit)]
 
     def _mean(self, statistic: Statistic) -> float:
