@@ -1,4 +1,4 @@
-"""Read COCO JSON (https://cocodataset.org/#format-data) into packed arrays.
+"""Read COCO JSON (https://cocodataset.org/#format-data) into packed arrays, and make it of them.
 
 N images, C classes, G annotations.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from detkit.data.annotations import FLAGS, AnnotationError, Annotations, raise_first
 from detkit.data.dataset import CocoDataset, CocoGroundTruth
-from detkit.data.pictures import find_images, picture_size
+from detkit.data.pictures import find_images, guess_folder, picture_size
 
 _KNOWN_KEYS = {  # of a record; what else stands there is counted and left out
     "images": {"id", "file_name", "width", "height"},
@@ -46,14 +46,15 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     return parse_coco(annotations, images).dataset()
 
 
-def parse_coco(annotations: str | Path, images: str | Path) -> Annotations:
-    """What `read_coco` reads, still to be converted."""
-    annotations, images = Path(annotations), Path(images)
+def parse_coco(annotations: str | Path, images: str | Path | None = None) -> Annotations:
+    """What `read_coco` reads, still to be converted; images: default one of the usual places."""
+    annotations = Path(annotations)
     content = _load(annotations)
     class_names, category_ids = _read_categories(content["categories"], annotations)
     image_ids = _read_images(content["images"], annotations)
     truth = _read_truth(content["annotations"], image_ids, category_ids, annotations)
     names = [image["file_name"] for image in content["images"]]
+    images = guess_folder(annotations, names) if images is None else Path(images)
     found = find_images(names, images, annotations)
     sizes = np.array(
         [_size(image, images / name) for image, name in zip(content["images"], found, strict=True)],
@@ -62,6 +63,47 @@ def parse_coco(annotations: str | Path, images: str | Path) -> Annotations:
     flags = _read_flags(content["annotations"])
     unread = _count_unread(content, flags)
     return Annotations(images, found, sizes, truth, class_names, flags, unread)
+
+
+def coco_content(annotations: Annotations, *, names: Sequence[str]) -> dict[str, Any]:
+    """Annotations as COCO JSON has them.
+
+    Flags of Pascal VOC become keys of the annotations that have them; annotations without ids are
+    numbered from 1.
+
+    Args:
+        annotations: of any format.
+        names: N values of `file_name`.
+    """
+    truth = annotations.truth
+    records = _annotation_records(truth)
+    for flag, values in annotations.flags.items():
+        for index in np.flatnonzero(values).tolist():
+            records[index][flag] = 1
+    images = zip(truth.image_ids.tolist(), names, annotations.sizes.tolist(), strict=True)
+    categories = zip(truth.category_ids.tolist(), annotations.class_names, strict=True)
+    return {
+        "images": [
+            {"id": image_id, "file_name": name, "width": width, "height": height}
+            for image_id, name, (height, width) in images
+        ],
+        "annotations": records,
+        "categories": [{"id": category_id, "name": name} for category_id, name in categories],
+    }
+
+
+def _annotation_records(truth: CocoGroundTruth) -> list[dict[str, Any]]:
+    ids = np.arange(1, len(truth.gt_label) + 1) if truth.gt_ids is None else truth.gt_ids
+    columns = {
+        "id": ids,
+        "image_id": truth.image_ids[truth.gt_image_index],
+        "category_id": truth.category_ids[truth.gt_label],
+        "bbox": truth.gt_boxes_xywh,
+        "area": truth.gt_area,
+        "iscrowd": truth.gt_crowd.astype(int),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _load(file: Path) -> dict[str, list[Any]]:

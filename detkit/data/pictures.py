@@ -83,6 +83,21 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(found)
 
 
+def guess_folder(annotations: Path, names: list[str]) -> Path:
+    """The folder of the pictures that an annotation file names, where nobody says it.
+
+    It is that of the file, or one of the usual places beside or above it where the first and the
+    last picture are.
+    """
+    beside, above = annotations.parent, annotations.parent.parent
+    part = annotations.stem.rpartition("_")[2]  # train2017 of instances_train2017
+    usual = [beside, beside / "images", beside / annotations.stem, beside / part]
+    usual += [above / "images", above / annotations.stem, above / part, above]
+    ends = [*names[:1], *names[-1:]]
+    fitting = (folder for folder in usual if all((folder / name).is_file() for name in ends))
+    return next(fitting, above if beside.name.lower() == "annotations" else beside)
+
+
 def find_images(names: list[str], folder: Path, annotations: Path) -> list[str]:
     """Paths below the folder for the file names of the annotations.
 

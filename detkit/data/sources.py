@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from detkit.data.auto import recognise
 from detkit.data.coco import read_coco
+from detkit.data.csv_boxes import read_csv
 from detkit.data.dataset import CocoDataset
 from detkit.data.synthetic import default_cache, write_synthetic
+from detkit.data.voc import read_voc
+from detkit.data.yolo import read_yolo
 from detkit.registry import datasets
 from detkit.structures import Size
 
@@ -15,6 +20,23 @@ from detkit.structures import Size
 def coco(*, annotations: str | Path, images: str | Path) -> CocoDataset:
     """COCO JSON and a folder of pictures."""
     return read_coco(annotations, images)
+
+
+datasets.register("voc")(read_voc)
+datasets.register("yolo")(read_yolo)
+datasets.register("csv")(read_csv)
+
+
+@datasets.register("auto")
+def auto(
+    *,
+    path: str | Path,
+    split: str | None = None,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> CocoDataset:
+    """Whatever the path holds, see `recognise`."""
+    return recognise(path, split=split, images=images, classes=classes).parse().dataset()
 
 
 @datasets.register("synthetic")
