@@ -98,7 +98,7 @@ class Bench:
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         own = {f"{library}_NUM_THREADS": "1" for library in THREADS}
         own |= {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(self.scratch / "bytecode")}
-        if name == "detkit numpy":
+        if name == "detkit-numpy":
             own["DETKIT_EVALUATOR"] = "numpy"
         inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         return {**inherited, **own}

@@ -265,7 +265,7 @@ PEERS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "torchmetrics": ("torchmetrics", Torchmetrics),
     "supervision": ("supervision", Supervision),
-    "detkit numpy": ("", Detkit),
+    "detkit-numpy": ("", Detkit),
     "detkit": ("", Detkit),
 }
 ONLY_MEMORY = ("torchmetrics", "supervision")
