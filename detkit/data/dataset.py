@@ -254,6 +254,11 @@ class CocoDataset:
         some = CocoDataset(self.images, names, self._sizes[indices], truth, self.class_names)
         return some.with_proposals(self.proposals)
 
+    def truths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Index of the image, label and crowd of the truths fit for training, `[K]` each."""
+        images = np.repeat(np.arange(len(self)), np.diff(self._offsets))
+        return images, self._labels, self._crowd
+
     def counts(self) -> np.ndarray:
         """`[N]` truths fit for training of each image, crowds included."""
         return np.diff(self._offsets)

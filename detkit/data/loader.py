@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detkit.data.dataset import CocoDataset, Sample
+from detkit.data.sampling import draw_epoch
 from detkit.data.transforms import Transform
 from detkit.structures import Batch, Target
 
@@ -36,6 +37,7 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
     world_size: int = 1,
     drop_last: bool = False,
     pin_memory: bool = False,
+    often: np.ndarray | None = None,
 ) -> DataLoader[Batch]:
     """A loader whose batches depend on seed, epoch and rank alone, not on the number of workers.
 
@@ -56,6 +58,8 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
         world_size: number of processes.
         drop_last: leave out a last batch that is not full.
         pin_memory: put batches into page-locked memory for the way to a GPU.
+        often: `[N]` how often each image is seen in an epoch of training (see `sampling`); None
+            is once.
 
     Raises:
         ValueError: a number is out of its range.
@@ -69,6 +73,7 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
         rank=rank,
         world_size=world_size,
         drop_last=drop_last,
+        often=often,
     )
     return DataLoader(
         _Transformed(dataset, transform),
@@ -119,9 +124,10 @@ class AspectBatchSampler(Sampler[list[Key]]):
         rank: of this process.
         world_size: number of processes.
         drop_last: leave out a last batch that is not full.
+        often: `[N]` how often each image is seen in a shuffled epoch; None is once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is a choice of the caller)
         self,
         sizes: np.ndarray,
         *,
@@ -132,6 +138,7 @@ class AspectBatchSampler(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        often: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -139,6 +146,7 @@ class AspectBatchSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} not in 0..{world_size - 1}")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.often = often
         self.epoch, self.start = 0, 0
         ratio = aspect_groups(sizes)
         self._groups = ratio if group_by_aspect else np.zeros_like(ratio)
@@ -151,8 +159,17 @@ class AspectBatchSampler(Sampler[list[Key]]):
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in self._batches()[self.start :]:
-            yield [(int(index), sample_seed(self.seed, self.epoch, int(index))) for index in batch]
+        for turn, batch in enumerate(self._batches()[self.start :], start=self.start):
+            yield [
+                (int(index), self._sample_seed(int(index), turn, place))
+                for place, index in enumerate(batch)
+            ]
+
+    def _sample_seed(self, index: int, turn: int, place: int) -> int:
+        """Of an image that comes at most once by its index, else also by where it comes."""
+        if self.often is None:
+            return sample_seed(self.seed, self.epoch, index)
+        return sample_seed(self.seed, self.epoch, index, turn, place * self.world_size + self.rank)
 
     def _batches(self) -> list[np.ndarray]:
         """Indices of this rank's batches in this epoch."""
@@ -165,7 +182,10 @@ class AspectBatchSampler(Sampler[list[Key]]):
     def _shuffled_batches(self) -> list[np.ndarray]:
         """Global batches: full ones of one group each, then what is left over, mixed."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self._groups))
+        if self.often is None:
+            order = rng.permutation(len(self._groups))
+        else:
+            order = draw_epoch(self.often, rng)
         size = self.batch_size * self.world_size
         if self.drop_last:  # random images, not those of the rarest shape
             order = order[: len(order) // size * size]
@@ -195,9 +215,9 @@ def aspect_groups(sizes: np.ndarray) -> np.ndarray:
     return np.round(2 * np.log2(np.maximum(ratio, 1e-6))).astype(np.int64)
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one image's augmentation in one epoch."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+def sample_seed(*key: int) -> int:
+    """The seed of one image's augmentation: of the run, the epoch, the image, and its place."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:

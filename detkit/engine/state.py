@@ -162,7 +162,7 @@ def _check_same_run(checkpoint: Checkpoint, run: Run) -> None:
         recipe.model_copy(update={"train": recipe.train.model_copy(update=free)})
         for recipe in (checkpoint.recipe, run.recipe)
     )
-    for part in ("model", "train", "seed", "data.resize", "data.augment"):
+    for part in ("model", "train", "seed", "data.resize", "data.augment", "data.sampling"):
         get = operator.attrgetter(part)
         if get(before) != get(now):
             raise ValueError(
