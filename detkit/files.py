@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _ASIDE = ".part"
 
@@ -39,6 +40,11 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Write a whole file, see `open_atomically`; text becomes UTF-8."""
     with open_atomically(path) as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a whole JSON file, see `open_atomically`."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def check_writable(path: str | Path) -> None:

@@ -6,13 +6,12 @@ Several files are compared with the first; --images FOLDER --report out/ writes 
 from __future__ import annotations
 
 import argparse
-import json
 
 from detkit import cli
 from detkit.evaluation.bootstrap import check_resamples
 from detkit.evaluation.other_metrics import METRICS, check_metric, evaluate_other
 from detkit.evaluation.side_by_side import evaluate_all, results_csv, results_dict, results_text
-from detkit.files import check_writable, write_atomically
+from detkit.files import check_writable, write_atomically, write_json
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +24,8 @@ def main(arguments: list[str]) -> None:
     add("--images", metavar="FOLDER", help="the pictures, to be shown in the report")
     add("--out", "--json", metavar="FILE", help="write the numbers to this JSON file")
     add("--csv", metavar="FILE", help="write the table of the classes to this CSV file")
-    add("--resamples", type=int, default=1000, metavar="N", help="for the intervals; 0 for none")
+    resampling = "of the images, for the 95 %% intervals; 0 for none (default: %(default)s)"
+    add("--resamples", type=int, default=1000, metavar="N", help=resampling)
     add("--strict", action="store_true", help="reproduce pycocotools also where it is wrong")
     add("--metric", choices=METRICS, default="coco", help="voc and lvis: the numbers alone")
     options = parser.parse_args(arguments)
@@ -46,8 +46,7 @@ def main(arguments: list[str]) -> None:
     results = evaluate_all(gt, dts, strict=options.strict)
     print(results_text(results, resamples=resamples))
     if options.out:
-        numbers = results_dict(results, resamples=resamples)
-        write_atomically(options.out, json.dumps(numbers, indent=1) + "\n")
+        write_json(options.out, results_dict(results, resamples=resamples))
     if options.csv:
         write_atomically(options.csv, results_csv(results))
     if options.report:

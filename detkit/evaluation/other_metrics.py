@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from detkit.evaluation.voc import (
     evaluate_voc,
     read_voc_truths,
 )
-from detkit.files import write_atomically
+from detkit.files import write_json
 
 METRICS = ("coco", "voc", "lvis")
 
@@ -62,7 +61,7 @@ def evaluate_other(
     if out:
         every = {name: numbers for name, (_, numbers) in zip(names, outcomes, strict=True)}
         chosen = {"models": every} if len(names) > 1 else outcomes[0][1]
-        write_atomically(out, json.dumps(chosen, indent=1) + "\n")
+        write_json(out, chosen)
     heads = [f"{name}:\n" if len(names) > 1 else "" for name in names]
     return printable(
         "\n\n".join(head + text for head, (text, _) in zip(heads, outcomes, strict=True))
