@@ -68,7 +68,7 @@ def fit_anchors(subject: Subject, *, k: int | None = None, seed: int = 0) -> Anc
         )
     if recipe.data.train is None:
         raise ValueError(f"{subject.name} has no data.train whose boxes could be clustered; set it")
-    given = _shapes_of(net.rpn.anchors)
+    given = shapes_of(net.rpn.anchors)
     levels = len(net.rpn.anchors.levels)
     k = len(given) if k is None else k
     if k < 1:
@@ -93,7 +93,7 @@ def fit_anchors(subject: Subject, *, k: int | None = None, seed: int = 0) -> Anc
     )
 
 
-def _shapes_of(grid: AnchorGrid) -> Tensor:
+def shapes_of(grid: AnchorGrid) -> Tensor:
     """(height, width) `[K, 2]` of the anchors of all levels."""
     cells = torch.cat([grid.get_buffer(f"cell{index}") for index in range(len(grid.levels))])
     return (cells[:, 2:] - cells[:, :2]).flip(1)

@@ -76,7 +76,7 @@ def _share(chosen: np.ndarray) -> float:
 def levels_of(maps: Sequence[FeatureInfo], net: nn.Module | None = None) -> tuple[Level, ...]:
     """Describe the maps of a backbone, with the levels and anchors of a detector that has some."""
     levels = [Level(info.name, info.stride, info.receptive_field) for info in maps]
-    geometry, grid = _pyramid_of(net)
+    geometry, grid = pyramid_of(net)
     for index, each in enumerate(geometry):
         if index >= len(levels):  # the pyramid's own
             levels.append(Level(f"P{each.stride.bit_length() - 1}", each.stride, None))
@@ -85,7 +85,7 @@ def levels_of(maps: Sequence[FeatureInfo], net: nn.Module | None = None) -> tupl
     return tuple(levels)
 
 
-def _pyramid_of(net: nn.Module | None) -> tuple[Sequence[MapGeometry], AnchorGrid | None]:
+def pyramid_of(net: nn.Module | None) -> tuple[Sequence[MapGeometry], AnchorGrid | None]:
     """Where the cells are that a detector judges; not every detector has anchors there."""
     if isinstance(net, RegionProposal) and isinstance(net.rpn, RPN):
         return net.rpn.anchors.levels, net.rpn.anchors
