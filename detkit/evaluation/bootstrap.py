@@ -99,14 +99,15 @@ class Resamples:
         return len(self.drawn)
 
     def __sub__(self, other: Resamples) -> Resamples:
-        """The differences on the same images."""
+        """The differences on the same images, as far as both have resamples."""
+        count = min(len(self), len(other))
         return Resamples(
             self.category_ids,
             self.class_names,
             self.numbers - other.numbers,
-            self.drawn - other.drawn,
+            self.drawn[:count] - other.drawn[:count],
             self.of_classes - other.of_classes,
-            self.drawn_of_classes - other.drawn_of_classes,
+            self.drawn_of_classes[:count] - other.drawn_of_classes[:count],
             lowest=-1.0,
         )
 

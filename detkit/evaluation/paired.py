@@ -114,8 +114,9 @@ def _text(interval: Interval) -> str:
     low, high = interval.low, interval.high
     decimals = 3
     if low > 0 or high < 0:
-        decimals = max(3, math.ceil(-math.log10(min(abs(low), abs(high)))))
-    estimate, *ends = (f"{value:.{decimals}f}" for value in interval)
+        decimals = min(max(3, math.ceil(-math.log10(min(abs(low), abs(high))))), 9)
+    rounded = (round(value, decimals) + 0.0 for value in interval)  # -0.0 becomes 0.0
+    estimate, *ends = (f"{value:.{decimals}f}" for value in rounded)
     return f"{estimate} (95 % interval {ends[0]} to {ends[1]})"
 
 

@@ -9,7 +9,7 @@ precision is taken at the last one, where true positives have lifted it most. Di
 of equal score keep the order that they have in the evaluation, each with all its copies.
 
 I images, B resamples, K categories, T thresholds, N detections and M truths of one category,
-S settled detections: those that took a truth, at any of the thresholds.
+S settled detections: those that are no false positive at some threshold.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClassRanking:
     Attributes:
         truth_image: `[M]` the image of each truth that counts.
         image: `[N]` the image of each detection, best first.
-        settled: `[S]` places in this order of those that are no false positive at some threshold.
+        settled: `[S]` places of the settled ones in this order, ascending.
         right: `[T, S]` which of these are true positives.
         ignored: `[T, S]` which are neither true nor false.
     """

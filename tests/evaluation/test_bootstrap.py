@@ -16,6 +16,7 @@ from detkit.evaluation import CocoEvaluator, CocoResult, compare, resampling
 from detkit.evaluation import evaluate_files as evaluate
 from detkit.evaluation.backend import load_native, using
 from detkit.evaluation.outcomes import find_outcomes
+from detkit.evaluation.paired import PairedDifference
 from detkit.evaluation.resampling import rank_classes, weighted_precision
 
 Record = dict[str, Any]
@@ -285,6 +286,23 @@ def test_sentences_and_tables() -> None:
     assert (record["names"], record["better"], record["probability"]) == (["A", "B"], None, 0.5)
 
 
+def test_digits_of_a_difference() -> None:
+    result = evaluate(*make_case(2))
+
+    def told(drawn: list[float]) -> str:
+        of_b = copy.copy(result.interval(10).resamples)
+        rows = np.repeat(of_b.numbers[None], len(drawn), axis=0)
+        a = replace(of_b, drawn=rows)
+        b = replace(a, drawn=rows + np.array(drawn)[:, None], numbers=a.numbers + np.mean(drawn))
+        pair = [replace(result.interval(10), resamples=each) for each in (a, b)]
+        return PairedDifference(*pair).sentence().split(" by ")[-1].split(": ")[-1]
+
+    assert told([0.01, 0.01]) == "0.010 (95 % interval 0.010 to 0.010)"
+    assert told([-0.01, -0.01]) == "0.010 (95 % interval 0.010 to 0.010)"
+    assert told([0.0002, 0.0002]) == "0.0002 (95 % interval 0.0002 to 0.0002)"
+    assert told([-1e-7, 1e-7]) == "B less A is 0.000 (95 % interval 0.000 to 0.000)"
+
+
 def test_sentence_says_where_few_truths_make_ap_too_high() -> None:
     """Each of 30 classes has three truths, two of them found behind a false positive each."""
     truths: Record = {
@@ -350,10 +368,11 @@ def test_too_little_for_an_interval(images: int, with_truths: int, reason: str |
 def test_numbers_that_are_none_have_no_interval() -> None:
     truths, detections = make_case(4)
     detections[0]["bbox"] = [np.nan, 0.0, 5.0, 5.0]
-    interval = evaluate(truths, detections, strict=True).interval(resamples=10)
-    assert interval.sentence() == (
-        "no interval: it takes boxes, areas and scores that are finite numbers"
-    )
+    result = evaluate(truths, detections, strict=True)
+    reason = "no interval: it takes boxes, areas and scores that are finite numbers"
+    assert result.interval(resamples=10).sentence() == reason
+    difference = compare(evaluate(truths, detections[1:], strict=True), result, resamples=10)
+    assert difference.sentence().endswith(f"({reason})")
 
 
 def test_a_class_in_one_image_has_no_interval() -> None:
