@@ -14,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.config import (
+    AutoSource,
     ClassifierRecipe,
     CocoSource,
     ConfigError,
+    CsvSource,
     ModelConfig,
     Recipe,
+    VocSource,
+    YoloSource,
     apply_override,
     build_recipe,
     load_recipe,
@@ -140,7 +144,7 @@ def refused(path: Path, *overrides: str) -> str:
         ),
         ("train: {amp: on}", "train.amp: got 'on'; allowed: auto, bf16, fp16, off"),
         ("model: {fpn: {extra: p6}}", "model.fpn.extra: got 'p6'; did you mean 'p6p7'? allowed: p"),
-        ("data: {train: {format: voc}}", "data.train.format: got 'voc'; allowed: coco, synthetic"),
+        ("data: {train: {format: vocc}}", "data.train.format: got 'vocc'; did you mean 'voc'"),
         (
             "data: {train: {split: val}}",
             "data.train: got {'split': 'val'}; it needs 'format: coco'",
@@ -413,6 +417,27 @@ def test_a_mapping_takes_the_place_of_a_source_of_another_format() -> None:
     override = "data.test={format: coco, annotations: t.json, images: img}"
     source = build_recipe(tree, [override]).data.test
     assert source == CocoSource(annotations="t.json", images="img")
+
+
+@pytest.mark.parametrize(
+    ("override", "source"),
+    [
+        ("{format: voc, root: d, split: train}", VocSource(root="d", split="train")),
+        ("{format: voc, root: d, classes: [b, a]}", VocSource(root="d", classes=("b", "a"))),
+        ("{format: yolo, data: d.yaml, split: val}", YoloSource(data="d.yaml", split="val")),
+        ("{format: csv, annotations: d.csv}", CsvSource(annotations="d.csv")),
+        ("{format: auto, path: d}", AutoSource(path="d")),
+    ],
+)
+def test_a_source_of_each_format(override, source):
+    assert build_recipe({"name": "a"}, [f"data.train={override}"]).data.train == source
+
+
+def test_what_a_format_does_not_have_is_an_unknown_key():
+    with pytest.raises(ConfigError, match=r"splitt: unknown key; did you mean .split."):
+        build_recipe({"name": "a"}, ["data.train={format: yolo, data: d, split: a, splitt: b}"])
+    with pytest.raises(ConfigError, match=r"data\.train\.split: missing"):
+        build_recipe({"name": "a"}, ["data.train={format: yolo, data: d}"])
 
 
 # --- sections of one detector ----------------------------------------------------------------

@@ -7,11 +7,16 @@ every key, type and choice. Defaults live here and nowhere else; a recipe file s
 from detkit.config.base import ConfigError, Section
 from detkit.config.data import (
     AugmentConfig,
+    AutoSource,
     CocoSource,
+    CsvSource,
     DataConfig,
     ResizeConfig,
+    SamplingConfig,
     Source,
     SyntheticSource,
+    VocSource,
+    YoloSource,
 )
 from detkit.config.model import (
     BackboneConfig,
@@ -58,6 +63,7 @@ from detkit.config.training import (
 
 __all__ = [
     "AugmentConfig",
+    "AutoSource",
     "BackboneConfig",
     "ClassifierConfig",
     "ClassifierDataConfig",
@@ -66,6 +72,7 @@ __all__ = [
     "CocoSource",
     "ConfigError",
     "CropConfig",
+    "CsvSource",
     "DataConfig",
     "EMAConfig",
     "FCOSConfig",
@@ -82,6 +89,7 @@ __all__ = [
     "RetinaNetConfig",
     "RoIConfig",
     "SWAConfig",
+    "SamplingConfig",
     "ScheduleConfig",
     "Section",
     "SelectConfig",
@@ -92,6 +100,8 @@ __all__ = [
     "TaskAlignedConfig",
     "TestConfig",
     "TrainConfig",
+    "VocSource",
+    "YoloSource",
     "apply_override",
     "build_recipe",
     "build_recipe_as",

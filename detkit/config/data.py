@@ -18,6 +18,48 @@ class CocoSource(Section):
     proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
 
 
+class VocSource(Section):
+    """Pascal VOC XML: a root with Annotations/, or any folder of XML files and pictures."""
+
+    format: Literal["voc"] = "voc"
+    root: str
+    split: str | None = None  # a list in ImageSets/Main/; all: every XML file although there are
+    classes: tuple[str, ...] | None = None  # in the order of labels; default: as annotated, sorted
+    difficult: Literal["ignore", "keep"] = "ignore"  # ignored as crowds are, or objects as others
+    one_based: bool | None = None  # corners are pixels from 1; default: if from the VOC challenge
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
+
+
+class YoloSource(Section):
+    """YOLO text files, as a data.yaml names them."""
+
+    format: Literal["yolo"] = "yolo"
+    data: str
+    split: str
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
+
+
+class CsvSource(Section):
+    """A table with a row for each box."""
+
+    format: Literal["csv"] = "csv"
+    annotations: str
+    images: str | None = None  # default: the folder of the table, or images/ beside it
+    classes: tuple[str, ...] | None = None  # in the order of labels; default: as annotated, sorted
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
+
+
+class AutoSource(Section):
+    """Annotations of any format above; the log says which it was taken for."""
+
+    format: Literal["auto"] = "auto"
+    path: str
+    split: str | None = None  # of VOC and YOLO, or to pick a file or folder named after it
+    images: str | None = None  # of COCO JSON and CSV; default: one of the usual places
+    classes: tuple[str, ...] | None = None  # of VOC and CSV
+    proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
+
+
 class SyntheticSource(Section):
     """The built-in data set: generated pictures of digits, made on first use."""
 
@@ -29,7 +71,10 @@ class SyntheticSource(Section):
     proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
 
 
-Source = Annotated[CocoSource | SyntheticSource, Field(discriminator="format")]
+Source = Annotated[
+    CocoSource | VocSource | YoloSource | CsvSource | AutoSource | SyntheticSource,
+    Field(discriminator="format"),
+]
 
 
 class ResizeConfig(Section):
@@ -56,6 +101,13 @@ class AugmentConfig(Section):
     color: Fraction = 0.0  # strength of brightness, contrast, saturation and hue changes
 
 
+class SamplingConfig(Section):
+    """How often pictures are seen in an epoch; rare classes can be seen more."""
+
+    name: Literal["uniform", "repeat_factor", "class_balanced"] = "uniform"
+    threshold: Fraction = 0.001  # repeat_factor: share of pictures below which a class is repeated
+
+
 class DataConfig(Section):
     """Where pictures and boxes come from and how they are prepared."""
 
@@ -64,6 +116,7 @@ class DataConfig(Section):
     test: Source | None = None  # default: val
     resize: ResizeConfig = ResizeConfig()
     augment: AugmentConfig = AugmentConfig()
+    sampling: SamplingConfig = SamplingConfig()
     workers: NonNegativeInt | None = (
         None  # that read ahead; default: spare cores, at most 8 (CPU 1)
     )

@@ -163,7 +163,7 @@ def _explain(problem: Any, schema: type[Section]) -> str:
         choices = re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
         return f"{key}.format: got {given!r}; {suggest(given, choices)}"
     if kind == "union_tag_not_found":
-        return f"{key}: got {_short(given)}; it needs 'format: coco' or 'format: synthetic'"
+        return f"{key}: got {_short(given)}; it needs 'format: coco', voc, yolo, csv or auto"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return f"{key}: got {_short(given)}; {suggest(str(given), choices)}"

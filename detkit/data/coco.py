@@ -26,7 +26,7 @@ _KNOWN_KEYS = {  # of a record; what else stands there is counted and left out
 }
 
 
-def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
+def read_coco(annotations: str | Path, images: str | Path | None = None) -> CocoDataset:
     """Read a COCO JSON file and find its pictures.
 
     Category ids of any numbering become labels `0..C-1` in ascending order. Images without
@@ -36,8 +36,9 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
 
     Args:
         annotations: the JSON file.
-        images: the folder that `file_name` is relative to. A name that is not there is looked up
-            by its last part anywhere below the folder.
+        images: the folder that `file_name` is relative to, default: that of the JSON file, or one
+            of the usual places around it. A name that is not there is looked up by its last part
+            anywhere below the folder.
 
     Raises:
         AnnotationError: unreadable JSON, missing or wrong fields, or missing pictures.
@@ -47,7 +48,7 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
 
 
 def parse_coco(annotations: str | Path, images: str | Path | None = None) -> Annotations:
-    """What `read_coco` reads, still to be converted; images: default one of the usual places."""
+    """What `read_coco` reads, still to be converted."""
     annotations = Path(annotations)
     content = _load(annotations)
     class_names, category_ids = _read_categories(content["categories"], annotations)

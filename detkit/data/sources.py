@@ -17,7 +17,7 @@ from detkit.structures import Size
 
 
 @datasets.register("coco")
-def coco(*, annotations: str | Path, images: str | Path) -> CocoDataset:
+def coco(*, annotations: str | Path, images: str | Path | None = None) -> CocoDataset:
     """COCO JSON and a folder of pictures."""
     return read_coco(annotations, images)
 

@@ -26,6 +26,7 @@ from detkit.config import (
     ClassifierRecipe,
     ConfigError,
     CropConfig,
+    Source,
     build_recipe_as,
     recipe_to_yaml,
 )
@@ -228,11 +229,14 @@ def _read(recipe: ClassifierRecipe, folder: Path, device: torch.device) -> Class
         settings = data.crop.model_dump(include={"size", "context", "grey"})
         return crop_boxes(dataset, **settings)
 
+    def read(source: Source, role: str) -> CocoDataset:
+        return build_dataset(source, role=role, class_names=names)
+
     train_crops = crops_of(train_set, "train")
     if not len(train_crops):
         raise ValueError("data.train has no boxes to cut out")
-    val = None if data.val is None else crops_of(build_dataset(data.val, role="val"), "val")
-    test = val if data.test is None else crops_of(build_dataset(data.test, role="test"), "test")
+    val = None if data.val is None else crops_of(read(data.val, "val"), "val")
+    test = val if data.test is None else crops_of(read(data.test, "test"), "test")
     ids = tuple(int(category) for category in train_set.category_ids)
     return ClassifierRun(recipe, folder, device, names, ids, train_crops, val, test)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detkit.config import CocoSource, Recipe, SyntheticSource
+from detkit.config import AutoSource, Recipe, Source
 from detkit.data import (
     CocoDataset,
     EvalTransform,
@@ -15,6 +16,8 @@ from detkit.data import (
     create_loader,
     read_proposals,
 )
+from detkit.data.auto import recognise
+from detkit.data.sampling import class_balanced, repeat_factors
 from detkit.data.transforms import Transform
 from detkit.engine import distributed
 from detkit.engine.device import leave_cores_to, usable_cores
@@ -25,10 +28,27 @@ from detkit.structures import Batch
 logger = logging.getLogger(__name__)
 
 
-def build_dataset(source: CocoSource | SyntheticSource, *, role: str) -> CocoDataset:
-    """Read a data set; `role` ("train", "val", "test") names it in the log."""
+def build_dataset(
+    source: Source, *, role: str, class_names: tuple[str, ...] | None = None
+) -> CocoDataset:
+    """Read a data set.
+
+    Args:
+        source: of any format.
+        role: "train", "val" or "test", its name in the log.
+        class_names: of the detector: a format that has no list of classes takes these and not
+            those that happen to occur, unless the source lists its own.
+    """
+    name: str = source.format
     settings = source.model_dump(exclude={"format", "proposals"})
-    dataset: CocoDataset = datasets[source.format](**settings)
+    if isinstance(source, AutoSource):
+        found = recognise(**settings)
+        name, settings = found.format, found.settings
+        if distributed.is_main():
+            logger.info("%s: taken for %s", role, found)
+    if "classes" in settings and settings["classes"] is None:
+        settings["classes"] = class_names
+    dataset: CocoDataset = datasets[name](**settings)
     if distributed.is_main():
         logger.info("%s: %s", role, dataset.report)
     if len(dataset) == 0:
@@ -72,7 +92,16 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
         rank=distributed.rank(),
         world_size=world,
         pin_memory=pin_memory,
+        often=_how_often(recipe, dataset),
     )
+
+
+def _how_often(recipe: Recipe, dataset: CocoDataset) -> np.ndarray | None:
+    """How often each picture is seen in an epoch; None is once."""
+    sampling = recipe.data.sampling
+    if sampling.name == "repeat_factor":
+        return repeat_factors(dataset, threshold=sampling.threshold)
+    return class_balanced(dataset) if sampling.name == "class_balanced" else None
 
 
 def eval_loader(

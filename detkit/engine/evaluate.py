@@ -232,7 +232,7 @@ def measure_ensemble(
     if first.recipe.test.thresholds is not None:
         thresholds = read_thresholds(first.recipe.test.thresholds, first.class_names)
     detectors = [_detector_of(name, member) for name, member in members.items()]
-    dataset = build_dataset(source, role="test")
+    dataset = build_dataset(source, role="test", class_names=first.class_names)
     check_same_classes(dataset, first.class_names, "test")
     # All made ready before the first one looks: a mistake about the last must not come hours later
     looks = [
@@ -323,7 +323,7 @@ def validation_evaluator(checkpoint: Checkpoint, *, device: torch.device) -> Coc
             "the recipe names no data.val; set data.val.format=coco data.val.annotations=FILE "
             "data.val.images=FOLDER"
         )
-    dataset = build_dataset(source, role="val")
+    dataset = build_dataset(source, role="val", class_names=checkpoint.class_names)
     check_same_classes(dataset, checkpoint.class_names, "val")
     return evaluator_of(detect_with(checkpoint, dataset, device=device), dataset)
 

@@ -66,8 +66,9 @@ def prepare_run(recipe: Recipe, folder: Path, device: torch.device) -> Run:
     loader = train_loader(recipe, train_set, pin_memory=pin_memory)
     val_set = val_loader = None
     if recipe.data.val is not None:
-        val_set = build_dataset(recipe.data.val, role="val")
-        check_same_classes(val_set, train_set.class_names, "val")
+        names = train_set.class_names
+        val_set = build_dataset(recipe.data.val, role="val", class_names=names)
+        check_same_classes(val_set, names, "val")
         val_loader = eval_loader(recipe, val_set, pin_memory=pin_memory)
     return Run(recipe, folder, device, dtype, train_set, loader, val_set, val_loader)
 

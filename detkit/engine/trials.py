@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from detkit.config import CocoSource, ConfigError, Recipe, SyntheticSource, load_recipe
+from detkit.config import ConfigError, Recipe, Source, load_recipe
 from detkit.data import CocoDataset
 from detkit.detectors import create_detector
 from detkit.engine.checkpoint import load_checkpoint
@@ -65,11 +65,13 @@ class Datasets:
     def __init__(self) -> None:
         self._known: dict[str, CocoDataset] = {}
 
-    def read(self, source: CocoSource | SyntheticSource, role: str) -> CocoDataset:
-        """The data set of this source; `role` as in `build_dataset`."""
-        name = source.model_dump_json()
+    def read(
+        self, source: Source, role: str, class_names: tuple[str, ...] | None = None
+    ) -> CocoDataset:
+        """The data set of this source; `role` and `class_names` as in `build_dataset`."""
+        name = f"{source.model_dump_json()} {class_names}"
         if name not in self._known:
-            self._known[name] = build_dataset(source, role=role)
+            self._known[name] = build_dataset(source, role=role, class_names=class_names)
         return self._known[name]
 
 
@@ -78,11 +80,12 @@ def rehearse(recipe: Recipe, device: torch.device, datasets: Datasets) -> int:
     if recipe.data.train is None:
         raise ConfigError("data.train is missing; name the annotations to train on")
     train_set = datasets.read(recipe.data.train, "train")
-    test_set = datasets.read(source_to_test(recipe), "test")
-    check_same_classes(test_set, train_set.class_names, "test")
+    names = train_set.class_names
+    test_set = datasets.read(source_to_test(recipe), "test", names)
+    check_same_classes(test_set, names, "test")
     if recipe.data.val is not None:
-        val_set = datasets.read(recipe.data.val, "val")
-        check_same_classes(val_set, train_set.class_names, "val")
+        val_set = datasets.read(recipe.data.val, "val", names)
+        check_same_classes(val_set, names, "val")
     amp_dtype(recipe.train.amp, device)
     dtype = amp_dtype(recipe.test.amp, device)
     train_loader(recipe, train_set, pin_memory=False)
