@@ -179,7 +179,7 @@ def _find_other(
         paths = _paths(records)
         if not paths or any(paths):
             return paths
-    raise ValueError(f"no picture of {source} is in {records.folder}; name the folder by --images")
+    raise ValueError(f"no picture of {source} can be found; name their folder with --images")
 
 
 def _recognise(source: str | Path, images: str | Path | None, name: str | None) -> Recognised:
