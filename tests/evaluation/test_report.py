@@ -21,6 +21,7 @@ from detkit.evaluation import CocoEvaluator, CocoResult
 from detkit.evaluation.coco import _evaluate
 from detkit.evaluation.coco_json import read_detections, read_truths
 from detkit.evaluation.inputs import CocoSettings
+from detkit.evaluation.paired import compare
 from detkit.evaluation.report import check_report, find_pictures, render, write_report
 from detkit.evaluation.report.html import Markup, element, escape, join, json_block, shorten
 from detkit.evaluation.report.pictures import Album, Box, window_around
@@ -143,7 +144,8 @@ class Page(HTMLParser):
         """Attributes of the elements with this tag and all of these."""
         return [
             each for name, each in self.elements
-            if name == tag and all(each.get(key) == value for key, value in attributes.items())
+            if name == tag
+            and all(each.get(key.rstrip("_")) == value for key, value in attributes.items())
         ]  # fmt: skip
 
     @property
@@ -297,7 +299,7 @@ def test_matrix_shades_by_the_share_of_the_row() -> None:
     plot = drawing(matrix_plot(np.array([[3, 1], [0, 5]]), ["cat", "<dog>"]))
     cells = {
         cell.find("title").text: (cell.attrib["class"], float(cell.attrib["fill-opacity"]))  # type: ignore[union-attr]
-        for cell in plot.findall("rect")
+        for cell in plot.findall(".//rect")
         if cell.find("title") is not None
     }
     assert cells == {
@@ -382,11 +384,16 @@ def write_picture(path: Path, size: tuple[int, int] = (48, 64), seed: int = 0) -
     cv2.imwrite(str(path), pixels)
 
 
-def pixels_of(figure: str) -> np.ndarray:
+def jpeg_of(figure: object) -> bytes:
+    """The file in a figure."""
+    (data,) = re.findall(r"base64,([^\"]+)\"", str(figure))
+    return base64.b64decode(data)
+
+
+def pixels_of(figure: object) -> np.ndarray:
     """The picture in a figure, RGB."""
-    (data,) = re.findall(r"base64,([^\"]+)\"", figure)
-    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
-    return decoded[..., ::-1]
+    data = np.frombuffer(jpeg_of(figure), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
 
 
 def test_part_of_a_picture_lies_under_its_box(tmp_path: Path) -> None:
@@ -440,16 +447,32 @@ def test_what_cannot_be_shown_is_counted(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     names = ["whole.png", "broken.jpg", "empty.jpg", "folder.jpg", "missing.jpg", "unknown"]
     files = [*(tmp_path / name for name in names[:-1]), None]
-    album = Album(files, names, budget=10_000)
+    album = Album(files, names)
     shown = [album.show(index, [], caption="") is not None for index in range(len(files))]
     assert shown == [True, False, False, False, False, False]
     assert album.unreadable == {"broken.jpg", "empty.jpg", "folder.jpg", "missing.jpg"}
     assert album.left_out == 0
 
-    album.budget = 10
-    box = Box([0, 0, 9, 9], "right", "")
-    assert album.show_part(0, [box], caption="") is None
-    assert album.left_out == 1
+
+def test_pictures_end_where_the_page_is_full(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for seed, path in enumerate(files):
+        write_picture(path, seed=seed)
+    names = [path.name for path in files]
+    free = Album(files, names)
+    sizes = [
+        len(pixels) for pixels in map(jpeg_of, (free.show(i, [], caption="") for i in range(4)))
+    ]
+    album = Album(files, names, budget=sizes[0] + sizes[1])
+    assert [album.show(i, [], caption="") is not None for i in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (album.budget, album.left_out) == (0, 2)
+    assert album.show_part(3, [Box([0, 0, 9, 9], "right", "")], caption="") is None
+    assert (album.left_out, album.unreadable) == (3, set())
 
 
 def test_pictures_are_embedded_once(tmp_path: Path) -> None:
@@ -496,6 +519,8 @@ def test_curves_of_each_class_are_in_the_page() -> None:
     mean, *classes = data["lines"]["pr-0-0"]
     assert classes == [cat.tolist(), dog.tolist()]
     assert mean == np.round(result.pr_curve(None, 0.5).interpolated * 1000).tolist()
+    above_all, *_ = (each[-1] for each in data["lines"]["precision-0"])
+    assert above_all == -1  # nothing is reported at a score of 1: no precision is known
     options = [text for text in read.texts if re.search(r"\(\d+\)$", text)]
     assert options == ["cat (3)", "dog (1)"]
 
@@ -585,6 +610,7 @@ def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:
     none = check(render({"m": result}, resamples=2))
     assert any(text.startswith("No pictures") for text in none.texts)
     assert not none.all("input", type="checkbox")
+    assert not none.all("a", href="#examples")  # nothing to be seen there
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -691,6 +717,10 @@ def test_models_side_by_side(tmp_path: Path) -> None:
     for mine, theirs in zip(first.per_class(), other.per_class(), strict=True):
         assert mine.AP in numbers
         assert any(number == pytest.approx(theirs.AP - mine.AP) for number in numbers)
+    paired = compare(first, other, resamples=50).per_class()
+    bold = [float(each["data-value"]) for each in read.all("td", class_="bold")]
+    assert bold == [each.AP.estimate for each in paired if each.AP.low > 0 or each.AP.high < 0]
+    assert bold
     assert {"Images on which the models differ most"} <= set(read.texts)
     assert page.count("base64,") < page.count("<figure>")  # the same picture is there once
 

@@ -1,7 +1,8 @@
 """The report of an evaluation: one HTML page with everything that is known about it.
 
 `html` makes elements in which no text can become markup, `svg` plots, `pictures` draws boxes on
-pictures; `numbers`, `charts` and `examples` are the sections, and `page` puts them together.
+pictures; `numbers`, `curves`, `charts`, `worst` and `examples` are the sections, and `page` puts
+them together.
 """
 
 from detkit.evaluation.report.page import check_report, render, write_report

@@ -1,25 +1,23 @@
-"""The sections of a report that are plots."""
+"""The sections of a report that are plots: errors, confusions, scores, parts of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from detkit.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from detkit.evaluation.errors import ERRORS, ErrorKind
-from detkit.evaluation.inputs import RECALL_GRID, Floats, Ints
-from detkit.evaluation.report.html import Markup, element, join, json_block, shorten
-from detkit.evaluation.report.models import IOU, Model
+from detkit.evaluation.inputs import Ints
+from detkit.evaluation.report.html import Markup, element, join, shorten
+from detkit.evaluation.report.models import IOU, Model, under_names
 from detkit.evaluation.report.svg import (
-    FRAME,
-    UNIT_TICKS,
     Axis,
     Line,
     bar_plot,
     line_plot,
     matrix_plot,
+    plots,
     unit_axis,
 )
 from detkit.evaluation.report.tables import Column, plain_table
@@ -27,7 +25,6 @@ from detkit.evaluation.roc import FROC_RATES
 from detkit.evaluation.slices import Slices
 from detkit.evaluation.tables import number
 
-MOST_CLASSES = 200  # whose curves are in the page, the most frequent ones
 WIDEST_MATRIX = 40  # classes; of more, those that are confused most
 
 MEANINGS = {
@@ -38,92 +35,6 @@ MEANINGS = {
     ErrorKind.BACKGROUND: "where nothing is",
     ErrorKind.MISSED: "objects that no detection points at",
 }
-
-
-class ClassLine(NamedTuple):
-    """A line of all classes that becomes that of one class when it is chosen.
-
-    Attributes:
-        line: of all.
-        classes: `[K, 101]` of each class, on the same even grid; NaN where unknown.
-    """
-
-    line: Line
-    classes: Floats
-
-
-def curves(models: Sequence[Model]) -> Markup:
-    """Precision over recall, and both over the score threshold, of all classes or of one."""
-    grid = _threshold_grid(models)
-    alone = len(models) == 1
-    pr = [line for model in models for line in _pr_lines(model, alone=alone)]
-    points = [line for model in models for line in _point_lines(model, grid, alone=alone)]
-    usual = grid[0] == 0 and grid[-1] == 1
-    precision = line_plot([each.line for each in pr], unit_axis("recall"), unit_axis("precision"))
-    threshold = line_plot(
-        [each.line for each in points],
-        Axis("score threshold", UNIT_TICKS if usual else grid[::25].tolist()),
-        unit_axis("share" if alone else "F1"),
-    )
-    return join(
-        _class_choice(models[0], [*pr, *points]),
-        _plots(
-            (f"Precision and recall{'' if alone else f' at IoU {IOU}'}", precision),
-            (f"{'Precision, recall and F1' if alone else 'F1'} at IoU {IOU}", threshold),
-        ),
-    )
-
-
-def _pr_lines(model: Model, *, alone: bool) -> Iterator[ClassLine]:
-    """Mean over the classes of the precision at each recall."""
-    for index, iou in enumerate((0.5, 0.75, 0.9) if alone else (IOU,)):
-        found = model.result.pr_curves(iou)
-        classes = np.array([each.interpolated for each in found]).reshape(-1, len(RECALL_GRID))
-        mean = model.result.pr_curve(None, iou).interpolated
-        name, color = (f"IoU {iou}", index) if alone else (model.name, model.color)
-        key = f"pr-{model.color}-{index}"
-        yield ClassLine(Line(name, RECALL_GRID, mean, color, key=key), classes)
-
-
-def _point_lines(model: Model, grid: Floats, *, alone: bool) -> Iterator[ClassLine]:
-    """Precision, recall and F1 of all classes under one threshold; of several models F1 alone."""
-    overall = model.points.overall.sampled(grid)
-    classes = [each.sampled(grid) for each in model.points.classes]
-    for index, kind in enumerate(("precision", "recall", "f1") if alone else ("f1",)):
-        values = np.array([getattr(each, kind) for each in classes]).reshape(-1, len(grid))
-        name, color = (kind.replace("f1", "F1"), index) if alone else (model.name, model.color)
-        key = f"{kind}-{model.color}"
-        yield ClassLine(Line(name, grid, getattr(overall, kind), color, key=key), values)
-
-
-def _threshold_grid(models: Sequence[Model]) -> Floats:
-    grids = [model.points.grid for model in models]
-    return np.linspace(min(g[0] for g in grids), max(g[-1] for g in grids), 101)
-
-
-def _class_choice(model: Model, lines: Sequence[ClassLine]) -> Markup | None:
-    """The field that chooses a class, and for the page's script the curves of each."""
-    names, truths = model.result.class_names, [each.truths for each in model.points.classes]
-    chosen = sorted(range(len(names)), key=lambda index: -truths[index])[:MOST_CLASSES]
-    chosen = sorted((index for index in chosen if truths[index]), key=lambda i: names[i].lower())
-    if len(chosen) < 2:
-        return None
-    table = {
-        each.line.key: [_thousandths(each.line.y), *map(_thousandths, each.classes[chosen])]
-        for each in lines
-    }
-    options = [element("option", f"{shorten(names[i], 60)} ({truths[i]:,})") for i in chosen]
-    field = element("select", element("option", "all classes"), *options, id="curve-class")
-    label = element("label", "curves of ", field)
-    rest = sum(count > 0 for count in truths) - len(chosen)
-    more = element("span", f"{rest} rarer classes are left out", class_="faint") if rest else None
-    data = json_block("curve-data", {"frame": FRAME, "lines": table})
-    return join(element("div", label, more, class_="tools"), data)
-
-
-def _thousandths(values: Floats) -> list[int]:
-    """Whole numbers for the script; -1 for NaN."""
-    return np.where(np.isnan(values), -1, np.round(values * 1000)).astype(int).tolist()
 
 
 def errors(models: Sequence[Model]) -> Markup:
@@ -147,7 +58,7 @@ def errors(models: Sequence[Model]) -> Markup:
             f"(TIDE){'; below each type, how many there are' if notes else ''}.",
             class_="about",
         ),
-        _plots(
+        plots(
             ("Cost of each type of error", bar_plot(labels, series, notes=notes)),
             (
                 "Cost of all false positives, of all false negatives",
@@ -176,8 +87,8 @@ def confusion(models: Sequence[Model]) -> Markup:
             _matrix(matrix),
             _pairs(matrix),
         )
-        pieces.append(shown if len(models) == 1 else under_name(model, shown))
-    return join(*pieces)
+        pieces.append(shown)
+    return under_names(models, pieces)
 
 
 def _where_f1_is_highest(model: Model) -> str:
@@ -218,7 +129,7 @@ def _pairs(matrix: ConfusionMatrix) -> Markup | None:
 
 def scores(models: Sequence[Model]) -> Markup:
     """Whether scores mean what they say, and hits against false alarms."""
-    return _plots(
+    return plots(
         ("Calibration: precision of what has a score", _reliability(models)),
         (f"FROC at IoU {IOU}: recall against false alarms", _froc(models)),
     )
@@ -240,7 +151,7 @@ def _reliability(models: Sequence[Model]) -> Markup:
         name = _name(model, models)
         of_model = f" of {shorten(name, 60)}" if name else ""
         errors_found.append(f"expected calibration error{of_model} {number(every.ece)}")
-        lines.append(Line(name, every.scores, every.precision, model.color, notes=notes))
+        lines.append(Line(name, every.scores, every.precision, model.place, notes=notes))
     plot = line_plot(lines, unit_axis("score"), unit_axis("precision"), diagonal=True)
     return join(plot, element("p", "; ".join(errors_found), class_="about"))
 
@@ -248,7 +159,7 @@ def _reliability(models: Sequence[Model]) -> Markup:
 def _froc(models: Sequence[Model]) -> Markup:
     rates = np.geomspace(FROC_RATES[0], FROC_RATES[-1], 121)
     lines = [
-        Line(_name(model, models), rates, model.result.froc(iou=IOU).overall.at(rates), model.color)
+        Line(_name(model, models), rates, model.result.froc(iou=IOU).overall.at(rates), model.place)
         for model in models
     ]
     return line_plot(
@@ -269,7 +180,7 @@ def parts(models: Sequence[Model]) -> Markup:
     )
     return join(
         element("p", about, class_="about"),
-        _plots(
+        plots(
             ("Size in pixels", _part_bars(models, [m.result.by_size() for m in models])),
             ("Objects in the image", _part_bars(models, [m.result.by_density() for m in models])),
             ("Height / width", _part_bars(models, [m.result.by_aspect_ratio() for m in models])),
@@ -290,18 +201,3 @@ def _part_bars(models: Sequence[Model], slices: Sequence[Slices]) -> Markup:
     return bar_plot(
         [part.label for part in first], series, notes=[f"{part.truths:,}" for part in first]
     )
-
-
-def under_name(model: Model, content: Markup) -> Markup:
-    """A part of the page that belongs to one of several models; the first is open."""
-    summary = element(
-        "summary",
-        element("i", class_=f"swatch c{model.color}"),
-        element("bdi", shorten(model.name)),
-    )
-    return element("details", summary, content, open=model.color == 0)
-
-
-def _plots(*titled: tuple[str, Markup]) -> Markup:
-    sections = [element("section", element("h3", title), plot) for title, plot in titled]
-    return element("div", *sections, class_="plots")

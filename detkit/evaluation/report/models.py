@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,8 @@ from detkit.evaluation.bootstrap import ApInterval
 from detkit.evaluation.curves import OperatingPoints
 from detkit.evaluation.errors import ErrorAnalysis
 from detkit.evaluation.outcomes import Outcomes
+from detkit.evaluation.report.html import Markup, element, join, shorten
+from detkit.evaluation.report.svg import swatch
 from detkit.evaluation.result import CocoResult
 
 IOU = 0.5  # of everything but AP, which averages over overlaps
@@ -21,13 +24,13 @@ class Model:
     Attributes:
         name: as the page calls it.
         result: of its evaluation.
-        color: index of its series colour.
+        place: among the models of the page, from 0 on; it has the series colour of that number.
         resamples: for the interval of AP.
     """
 
     name: str
     result: CocoResult
-    color: int
+    place: int
     resamples: int
 
     @cached_property
@@ -54,3 +57,14 @@ class Model:
     def errors(self) -> ErrorAnalysis:
         """Types of errors (TIDE)."""
         return self.result.errors(iou=IOU)
+
+
+def under_names(models: Sequence[Model], pieces: Sequence[Markup]) -> Markup:
+    """What belongs to each of several models, folded but for the first; that of one as it is."""
+    if len(models) == 1:
+        return pieces[0]
+    folded = []
+    for model, piece in zip(models, pieces, strict=True):
+        name = element("summary", swatch(model.place), element("bdi", shorten(model.name)))
+        folded.append(element("details", name, piece, open=model.place == 0))
+    return join(*folded)

@@ -10,6 +10,7 @@ from detkit.evaluation.bootstrap import Interval
 from detkit.evaluation.paired import compare
 from detkit.evaluation.report.html import Markup, element, join, shorten
 from detkit.evaluation.report.models import Model
+from detkit.evaluation.report.svg import swatch
 from detkit.evaluation.report.tables import Column, plain_table, sortable_table
 from detkit.evaluation.result import STATISTICS
 
@@ -55,7 +56,7 @@ def _card_of_several(model: Model) -> Markup:
     facts = f"AP50 {_number(ap50)}, AP75 {_number(ap75)}"
     if not math.isnan(best.threshold):
         facts += f"; F1 {best.f1:.3f} at scores from {best.threshold:.3f} on"
-    name = join(element("i", class_=f"swatch c{model.color}"), element("bdi", shorten(model.name)))
+    name = join(swatch(model.place), element("bdi", shorten(model.name)))
     return _card(name, f"AP {_number(ap)}", _range(model.interval.AP), _how(model), facts)
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detkit.evaluation.inputs import CocoTruths
-from detkit.evaluation.report import charts, examples, numbers
+from detkit.evaluation.report import charts, curves, examples, numbers, worst
 from detkit.evaluation.report.html import Markup, element, join, shorten
 from detkit.evaluation.report.models import Model
 from detkit.evaluation.report.pictures import Album, image_names
-from detkit.evaluation.report.svg import COLORS
 from detkit.evaluation.result import CocoResult
 from detkit.files import check_writable, write_atomically
 
@@ -82,8 +81,8 @@ def render(
 ) -> str:
     """The page of `write_report`, which see."""
     models = [
-        Model(name, result, index % COLORS, resamples)
-        for index, (name, result) in enumerate(results.items())
+        Model(name, result, place, resamples)
+        for place, (name, result) in enumerate(results.items())
     ]
     if not models:
         raise ValueError("a report needs the result of one model at least, got none")
@@ -92,7 +91,7 @@ def render(
     sections = [
         Section("numbers", "Numbers", numbers.twelve_numbers(models)),
         Section("classes", "Classes", numbers.classes(models)),
-        Section("curves", "Curves", charts.curves(models)),
+        Section("curves", "Curves", curves.curves(models)),
         Section("errors", "Errors", charts.errors(models)),
         Section("confusion", "Confusion", charts.confusion(models)),
         Section("scores", "Scores", charts.scores(models)),
@@ -103,11 +102,11 @@ def render(
 
 
 def _pictures(models: Sequence[Model], album: Album) -> Iterator[Section]:
-    worst = examples.worst_images(models, album)
+    images = worst.worst_images(models, album)
     errors = examples.typical_errors(models, album)
     labels = examples.label_errors(models, album)
     # after the pictures: only now it is known which of them could be shown
-    yield Section("images", "Worst images", join(examples.about_pictures(album), worst))
+    yield Section("images", "Worst images", join(worst.about_pictures(album), images))
     if errors is not None:
         yield Section("examples", "Typical errors", errors)
     yield Section("labels", "Labels", labels)

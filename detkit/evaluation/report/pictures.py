@@ -87,7 +87,7 @@ class Album:
     left_out: int = 0
     _shown: dict[tuple[int, Window, int], str] = field(default_factory=dict)  # their ids in a page
 
-    def show(self, image: int, boxes: Iterable[Box], *, caption: object) -> Markup | None:
+    def show(self, image: int, boxes: Iterable[Box], *, caption: str) -> Markup | None:
         """A whole picture with its boxes; None where it cannot be shown."""
         pixels = self._read(image)
         if pixels is None:
@@ -95,7 +95,7 @@ class Album:
         height, width = pixels.shape[:2]
         return self._figure((image, (0, 0, width, height), LONGEST_SIDE), pixels, boxes, caption)
 
-    def show_part(self, image: int, boxes: Sequence[Box], *, caption: object) -> Markup | None:
+    def show_part(self, image: int, boxes: Sequence[Box], *, caption: str) -> Markup | None:
         """The part of a picture around some boxes; None where it cannot be shown."""
         pixels = self._read(image)
         if pixels is None:
@@ -120,10 +120,10 @@ class Album:
         what: tuple[int, Window, int],
         pixels: np.ndarray,
         boxes: Iterable[Box],
-        caption: object,
+        caption: str,
     ) -> Markup | None:
         """An image's window, with its longest side as large as the page shows it, and its boxes."""
-        _, (left, top, right, bottom), longest = what
+        image, (left, top, right, bottom), longest = what
         scale = longest / max(right - left, bottom - top)
         width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
         if what in self._shown:  # the page has it already
@@ -140,11 +140,11 @@ class Album:
             source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
             picture = element("image", href=source, width=width, height=height, id=key)
         marks = [_mark(box, (left, top), scale, (width, height)) for box in boxes]
-        view = f"0 0 {width} {height}"
+        view, name = f"0 0 {width} {height}", element("bdi", shorten(self.names[image]))
         return element(
             "figure",
             element("svg", picture, *marks, viewBox=view, class_="picture", role="img"),
-            element("figcaption", caption),
+            element("figcaption", element("bdi", shorten(caption)), element("br"), name),
         )
 
 

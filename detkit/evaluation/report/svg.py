@@ -55,7 +55,6 @@ class Line:
         x: `[n]`.
         y: `[n]`; NaN interrupts the line.
         color: index of the series colour.
-        dashed: drawn with gaps.
         notes: `[n]` texts for the points, which then become dots that show them.
         key: what the page's script finds the line by.
     """
@@ -64,7 +63,6 @@ class Line:
     x: Floats
     y: Floats
     color: int = 0
-    dashed: bool = False
     notes: Sequence[str] = ()
     key: str | None = None
 
@@ -93,22 +91,22 @@ def line_plot(lines: Sequence[Line], x: Axis, y: Axis, *, diagonal: bool = False
     drawn += [_line(line, x, y) for line in lines]
     label = f"{y.label} over {x.label}"
     picture = _picture(_WIDTH, _HEIGHT, *drawn, label=label, class_="plot")
-    return join(legend([(line.name, line.color, line.dashed) for line in lines]), picture)
+    return join(legend([(line.name, line.color) for line in lines]), picture)
 
 
-def legend(entries: Sequence[tuple[str, int, bool]]) -> Markup | None:
-    """Names beside their colours: (name, colour, dashed); None where there is nothing to tell."""
-    if not any(name for name, _, _ in entries):
+def legend(entries: Sequence[tuple[str, int]]) -> Markup | None:
+    """Names beside their colours; None where there is nothing to tell."""
+    if not any(name for name, _ in entries):
         return None
     items = [
-        element(
-            "li",
-            element("i", class_=f"swatch c{color % COLORS}{' dashed' if dashed else ''}"),
-            element("bdi", shorten(name, 60)),
-        )
-        for name, color, dashed in entries
+        element("li", swatch(color), element("bdi", shorten(name, 60))) for name, color in entries
     ]
     return element("ul", *items, class_="legend")
+
+
+def swatch(color: int) -> Markup:
+    """A stroke in the colour of a series."""
+    return element("i", class_=f"swatch c{color % COLORS}")
 
 
 def bar_plot(
@@ -116,7 +114,6 @@ def bar_plot(
     series: Sequence[tuple[str, Sequence[float]]],
     *,
     notes: Sequence[str] = (),
-    digits: int = 3,
 ) -> Markup:
     """Horizontal bars in groups, each with its number.
 
@@ -124,11 +121,10 @@ def bar_plot(
         labels: `[n]` of the groups.
         series: (name, `[n]` values from 0 on); NaN has no bar.
         notes: `[n]` a second, fainter line under each label.
-        digits: of the numbers, after the point.
     """
     values = np.array([values for _, values in series], float).reshape(len(series), len(labels))
     highest = max(np.nanmax(values, initial=0.0), 1e-9)
-    thickness, gap, left = (18, 14, 132) if len(series) == 1 else (13, 14, 132)
+    gap, left, thickness = 14, 132, 18 if len(series) == 1 else 13
     group = max(thickness * len(series), 30 if notes else 0) + gap
     room = _WIDTH - left - 56
     drawn: list[Markup] = []
@@ -140,14 +136,14 @@ def bar_plot(
             drawn.append(_label(notes[row], left - 8, middle + 8, class_="faint"))
         start = middle - thickness * len(series) / 2
         for index, value in enumerate(values[:, row]):
-            y, text = start + index * thickness, "-" if math.isnan(value) else f"{value:.{digits}f}"
+            y, text = start + index * thickness, "-" if math.isnan(value) else f"{value:.3f}"
             length = 0.0 if math.isnan(value) else room * value / highest
             drawn += [
                 element("rect", x=left, y=_short(y + 1), width=_short(length),
                         height=thickness - 2, class_=f"bar c{index % COLORS}"),
                 element("text", text, x=_short(left + length + 5), y=_short(y + thickness / 2 + 4)),
             ]  # fmt: skip
-    names = [(name, index, False) for index, (name, _) in enumerate(series)]
+    names = [(name, index) for index, (name, _) in enumerate(series)]
     height = group * max(len(labels), 1)
     picture = _picture(_WIDTH, height, *drawn, label=", ".join(labels), class_="plot")
     return join(legend(names) if len(series) > 1 else None, picture)
@@ -161,60 +157,65 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str]) -> Markup:
         names: `[n]` of rows and columns.
     """
     side = min(44.0, max(9.0, 520 / max(len(names), 1)))
-    left, top = 140.0, 112.0
-    font = min(12.0, side * 0.9)
+    font, left, top = min(12.0, side * 0.9), 140, 112
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    drawn = [
+    extent = _short(side * len(names))
+    cells = [
+        _cell((names[i], names[j]), int(counts[i, j]), float(share[i, j]), (i, j), side)
+        for i, j in np.argwhere(counts > 0).tolist()
+    ]
+    return _picture(
+        left + side * len(names) + 84,
+        top + side * len(names) + 8,
         *(_label(n, left - 6, top + (i + 0.5) * side, size=font) for i, n in enumerate(names)),
         *(_column_label(n, left + (j + 0.5) * side, top - 6) for j, n in enumerate(names)),
-        element("rect", x=_short(left), y=_short(top), width=_short(side * len(names)),
-                height=_short(side * len(names)), class_="empty"),
-    ]  # fmt: skip
-    for i, j in np.argwhere(counts > 0).tolist():
-        x, y = left + j * side, top + i * side
-        told = f"{shorten(names[i], 40)} as {shorten(names[j], 40)}: {counts[i, j]}"
-        cell = element(
-            "rect", element("title", f"{told} ({share[i, j]:.0%} of the row)"),
-            x=_short(x), y=_short(y), width=_short(side), height=_short(side),
-            fill_opacity=f"{0.06 + 0.94 * share[i, j]:.2f}",
-            class_="hit" if i == j else "slip",
-        )  # fmt: skip
-        drawn.append(cell)
-        if side >= 26:
-            tone = "count strong" if share[i, j] > 0.5 else "count"
-            text = _compact(int(counts[i, j]))
-            drawn.append(
-                element("text", text, x=_short(x + side / 2), y=_short(y + side / 2 + 4),
-                        class_=tone)
-            )  # fmt: skip
-    width, height = left + side * len(names) + 84, top + side * len(names) + 8
-    return _picture(
-        width,
-        height,
-        *drawn,
+        element(
+            "g",
+            element("rect", width=extent, height=extent, class_="empty"),
+            *cells,
+            transform=f"translate({left} {top})",
+        ),
         label="confusion matrix",
         class_="matrix",
-        width_=_short(width),
+        width=_short(left + side * len(names) + 84),
         font_size=_short(font),
     )
 
 
-def nice_ticks(highest: float, count: int = 5) -> list[float]:
-    """From 0 to at least `highest` in about `count` steps of 1, 2 or 5 times a power of ten."""
-    if not highest > 0:
-        return [0.0, 1.0]
-    power = 10.0 ** math.floor(math.log10(highest / count))
-    step = next(power * s for s in (1, 2, 5, 10) if power * s * count >= highest * (1 - 1e-9))
-    return [step * i for i in range(math.ceil(highest / step - 1e-9) + 1)]
+def _cell(
+    names: tuple[str, str], count: int, share: float, place: tuple[int, int], side: float
+) -> Markup:
+    """A cell of a matrix, with its count where that has room."""
+    (row, column), (truth, found) = place, (shorten(name, 40) for name in names)
+    x, y = column * side, row * side
+    rectangle = element(
+        "rect",
+        element("title", f"{truth} as {found}: {count} ({share:.0%} of the row)"),
+        x=_short(x), y=_short(y), width=_short(side), height=_short(side),
+        fill_opacity=f"{0.06 + 0.94 * share:.2f}", class_="hit" if row == column else "slip",
+    )  # fmt: skip
+    if side < 26:
+        return rectangle
+    text = str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+    place_of_text = {"x": _short(x + side / 2), "y": _short(y + side / 2 + 4)}
+    style = "count strong" if share > 0.5 else "count"
+    return join(rectangle, element("text", text, class_=style, **place_of_text))
+
+
+def plots(*titled: tuple[str, Markup]) -> Markup:
+    """Plots side by side where there is room, each under its title."""
+    sections = [element("section", element("h3", title), plot) for title, plot in titled]
+    return element("div", *sections, class_="plots")
 
 
 # ------------------------------------------------------------------------------------------ pieces
 
 
 def _picture(
-    width: float, height: float, *drawn: Markup, label: str, **attributes: object
+    right: float, bottom: float, *drawn: Markup, label: str, **attributes: object
 ) -> Markup:
-    box = f"0 0 {_short(width)} {_short(height)}"
+    """Drawn between 0, 0 and right, bottom."""
+    box = f"0 0 {_short(right)} {_short(bottom)}"
     return element("svg", *drawn, viewBox=box, role="img", aria_label=label, **attributes)
 
 
@@ -237,18 +238,16 @@ def _frame(x: Axis, y: Axis) -> Markup:
     return element("g", *drawn)
 
 
-def _line(line: Line, x: Axis, y: Axis) -> Markup:
-    across, up = x.place(np.asarray(line.x, float)), y.place(np.asarray(line.y, float))
-    style = f"line c{line.color % COLORS}{' dashed' if line.dashed else ''}"
-    drawn = [_path(across, up, class_=style, data_line=line.key)]
-    for note, at, height in zip(line.notes, _across(across), _down(up), strict=False):
-        if not math.isnan(height):
-            dot = f"dot c{line.color % COLORS}"
-            title = element("title", note)
-            drawn.append(
-                element("circle", title, cx=_short(at), cy=_short(height), r=4, class_=dot)
-            )
-    return join(*drawn)
+def _line(line: Line, horizontal: Axis, vertical: Axis) -> Markup:
+    across, up = horizontal.place(line.x), vertical.place(line.y)
+    color = f"c{line.color % COLORS}"
+    dots = [
+        element("circle", element("title", note), cx=_short(x), cy=_short(y), r=4,
+                class_=f"dot {color}")
+        for note, x, y in zip(line.notes, _across(across), _down(up), strict=False)
+        if not math.isnan(x + y)
+    ]  # fmt: skip
+    return join(_path(across, up, class_=f"line {color}", data_line=line.key), *dots)
 
 
 def _path(across: Floats, up: Floats, **attributes: object) -> Markup:
@@ -300,7 +299,3 @@ def _in_short(text: str) -> Markup:
 
 def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
-
-
-def _compact(count: int) -> str:
-    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"
