@@ -75,15 +75,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, help="use libFuzzer (clang) for so long instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        seeds = write_seeds(folder)
+        folder, corpus = Path(name), Path(name) / "corpus"
+        corpus.mkdir()
+        seeds = write_seeds(corpus)
         for block in BLOCKS:
             if options.seconds:
                 flags = ("-fsanitize=fuzzer,address,undefined", "-DLIBFUZZER")
                 command = [build(folder, "clang", block, *flags)]
                 command += [f"-max_total_time={options.seconds // len(BLOCKS)}", "-verbosity=0"]
                 command += ["-print_final_stats=1", f"-seed={options.seed + 1}", "-max_len=2000"]
-                command.append(str(folder))
+                command.append(str(corpus))
             else:
                 command = [build(folder, "gcc", block, "-fsanitize=address,undefined")]
                 command += [str(options.runs), str(options.seed), *seeds]
