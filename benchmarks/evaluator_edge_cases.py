@@ -543,7 +543,9 @@ def default_outcome(case: Case, folder: Path, theirs: Numbers | None) -> str:
 def _brief(note: str) -> str:
     """A note with the first number only."""
     numbers, _, reason = note.rpartition(": ")
-    first, *others = numbers.split(", ") if "(pycocotools" in numbers else (numbers,)
+    if "(pycocotools" not in numbers:
+        return note
+    first, *others = numbers.split(", ")
     more = f" and {len(others)} more" if others else ""
     return f"{first}{more}: {reason}"
 
