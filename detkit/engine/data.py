@@ -74,7 +74,6 @@ def check_same_classes(dataset: CocoDataset, class_names: tuple[str, ...], role:
 
 def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> DataLoader[Batch]:
     """Shuffled, augmented batches of this process."""
-    resize, augment = recipe.data.resize, recipe.data.augment
     world = distributed.world_size()
     if recipe.train.batch_size % world:
         raise ValueError(
@@ -83,7 +82,7 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
         )
     return create_loader(
         with_proposals(recipe.model, dataset, role="data.train"),
-        TrainTransform(**resize.model_dump(), **augment.model_dump()),
+        train_transform(recipe),
         batch_size=recipe.train.batch_size // world,
         seed=recipe.seed,
         shuffle=True,
@@ -94,6 +93,12 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
         pin_memory=pin_memory,
         often=_how_often(recipe, dataset),
     )
+
+
+def train_transform(recipe: Recipe) -> Transform:
+    """Augmentation and resizing of training pictures."""
+    data = recipe.data
+    return TrainTransform(**data.resize.model_dump(), **data.augment.model_dump())
 
 
 def _how_often(recipe: Recipe, dataset: CocoDataset) -> np.ndarray | None:
