@@ -48,11 +48,22 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         failed = isinstance(error, FloatingPointError)
         _leave(f"error: {one_line(error)}", COMPUTATION_FAILED if failed else USER_MISTAKE)
     except RuntimeError as error:  # torch's class, by its name: a command need not import torch
-        if debug or type(error).__name__ != "OutOfMemoryError":
+        message = None if debug else _explain(error)
+        if message is None:
             raise
-        advice = "lower train.batch_size, test.batch_size or data.resize, or set train.amp=auto"
-        _leave(f"error: the GPU's memory is full; {advice}", COMPUTATION_FAILED)
+        _leave(f"error: {message}", COMPUTATION_FAILED)
     sys.exit(0)
+
+
+def _explain(error: RuntimeError) -> str | None:
+    """What happened to the machine, where that is what torch complains about."""
+    if type(error).__name__ == "OutOfMemoryError":
+        advice = "lower train.batch_size, test.batch_size or data.resize, or set train.amp=auto"
+        return f"the GPU's memory is full; {advice}"
+    if "DataLoader worker" in str(error):
+        advice = "if memory was full, lower data.workers or train.batch_size"
+        return f"a process that reads pictures has died ({one_line(error).rstrip(' .')}); {advice}"
+    return None
 
 
 def one_line(error: Exception) -> str:

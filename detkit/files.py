@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
 
     If the block fails or the process dies, `path` stays as it was. A process that is killed leaves
     what it wrote aside, see `remove_leftovers`.
+
+    Raises:
+        OSError: it cannot be written, for want of space or permission; the error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +35,21 @@ def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         Path(aside).unlink(missing_ok=True)
+        if (failed := _failed_write(error)) is not None:
+            raise OSError(failed.errno, failed.strerror, str(path)) from error
         raise
+
+
+def _failed_write(error: BaseException) -> OSError | None:
+    """The error of writing that does not name its file; None for every other one."""
+    # Where a write fails in the middle of torch.save, its archive complains in turn when it ends
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return error
+    return None
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
@@ -65,6 +81,21 @@ def check_writable(path: str | Path) -> None:
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise ValueError(f"cannot write {path}: no permission to write in {parent}")
             return
+
+
+def damaged_member(path: str | Path) -> str | None:
+    """The first member of a zip archive that is not what was written; None if all are.
+
+    For archives of torch.save, whose reader does not look at the checksums. Of a file that is no
+    such archive nothing is known: None.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        return str(error) or type(error).__name__
 
 
 def remove_leftovers(path: str | Path) -> None:

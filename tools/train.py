@@ -11,10 +11,9 @@ from detkit import cli
 from detkit.config import ConfigError, load_recipe
 from detkit.engine.device import pick_device
 from detkit.engine.distributed import process_group
-from detkit.engine.run import check_unused
+from detkit.engine.run import RESUME_AUTO, advice_to_go_on, goes_on
 from detkit.engine.train import train
 from detkit.engine.trial_run import try_out
-from detkit.signals import Terminated
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +21,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Train a detector from a recipe.")
     parser.add_argument("recipe", nargs="?", help="YAML file; with --resume that of the run")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. seed=1")
-    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    parser.add_argument("--resume", metavar="RUN", help="folder to go on with; auto: if it exists")
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
     parser.add_argument("--save-every", type=int, metavar="STEPS", help="also save within epochs")
@@ -34,25 +33,20 @@ def main(arguments: list[str]) -> None:
 
     if options.recipe and "=" in options.recipe:  # the recipe was left out
         options.overrides, options.recipe = [options.recipe, *options.overrides], None
-    if options.recipe is None and not options.resume:
+    again = None if options.resume in (None, RESUME_AUTO) else Path(options.resume)
+    if options.recipe is None and again is None:
         raise ConfigError("no recipe given; name one, e.g. configs/quickstart.yaml")
     if options.save_every is not None:
         options.overrides.append(f"train.save_every={options.save_every}")
-    recipe = load_recipe(options.recipe or Path(options.resume, "recipe.yaml"), options.overrides)
-    folder = Path(options.resume) if options.resume else Path(options.out, recipe.name)
+    recipe = load_recipe(options.recipe or Path(again or "", "recipe.yaml"), options.overrides)
+    folder = again or Path(options.out, recipe.name)
     device = pick_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
     if options.sanity or options.find_lr:
         print(try_out(recipe, folder=folder, device=device, rates=options.find_lr))
         return
-    if not options.resume and not options.overwrite:
-        check_unused(folder)
-    try:
-        with process_group(device):
-            train(recipe, folder=folder, device=device, resume=bool(options.resume))
-    except (KeyboardInterrupt, Terminated) as stopped:
-        if (folder / "last.pt").exists():
-            raise type(stopped)(f"go on with --resume {folder}") from None
-        raise
+    resume = goes_on(folder, options.resume, overwrite=options.overwrite)
+    with advice_to_go_on(folder), process_group(device):
+        train(recipe, folder=folder, device=device, resume=resume)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from detkit.backbones.weights import load_into
 from detkit.config import Recipe, build_recipe
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.factory import without_weights
-from detkit.files import open_atomically
+from detkit.files import damaged_member, open_atomically
 
 FORMAT = 1
 _KEYS = ("recipe", "class_names", "category_ids", "model", "epoch", "metrics")
@@ -137,6 +137,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged or no checkpoint ({reason}); give the best.pt or last.pt of a run"
         ) from None
+    if (member := damaged_member(path)) is not None:
+        raise ValueError(
+            f"{path} is damaged (wrong checksum of {member}); give the best.pt or last.pt of a run"
+        )
     if not isinstance(content, dict) or not {"format", "recipe", "model"} <= content.keys():
         raise ValueError(f"{path} is not a detkit checkpoint; train one with tools/train.py")
     if content["format"] != FORMAT:

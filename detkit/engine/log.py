@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -12,6 +14,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from detkit.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 try:
     import resource
@@ -33,18 +37,32 @@ class RunLog:
         if folder is None:
             return
         self.path = folder / "metrics.jsonl"
+        self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
         write_atomically(self.path, "".join(_lines_until(self.path, resume_step)))
         self._file = self.path.open("a", encoding="utf-8")
         # Ctrl-C inside the queue's lock can make the board's thread miss the call to end: close()
         # then waits until it looks again, by default after two minutes
-        self._board = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=5)
+        self._board = SummaryWriter(str(self.path.parent), purge_step=resume_step + 1, flush_secs=5)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Add one record, e.g. `write("step", 120, {"loss/rpn/box": 0.1})`."""
+        """Add one record, e.g. `write("step", 120, {"loss/rpn/box": 0.1})`.
+
+        Raises:
+            OSError: it cannot be written, e.g. because the disk is full.
+        """
         if self.silent:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()  # a killed run must show how far it came
+        if not self.path.exists():  # a file that is deleted takes in lines that nobody will see
+            logger.warning("%s was deleted; a new one begins with step %d", self.path, step)
+            self.close()
+            self._open(step)
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()  # a killed run must show how far it came
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
@@ -53,8 +71,9 @@ class RunLog:
         """Flush and close both."""
         if self.silent:
             return
-        self._file.close()
-        self._board.close()
+        for each in (self._file, self._board):
+            with contextlib.suppress(OSError):  # of what `write` has complained about before
+                each.close()
 
 
 class StepMeter:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from detkit.data import CocoDataset
 from detkit.engine import distributed
 from detkit.engine.data import build_dataset, check_same_classes, eval_loader, train_loader
 from detkit.engine.device import amp_dtype
+from detkit.signals import Terminated
 from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -73,14 +76,35 @@ def prepare_run(recipe: Recipe, folder: Path, device: torch.device) -> Run:
     return Run(recipe, folder, device, dtype, train_set, loader, val_set, val_loader)
 
 
-def check_unused(folder: Path) -> None:
-    """Raise where a new run would replace another.
+RESUME_AUTO = "auto"
+
+
+def goes_on(folder: Path, resume: str | None, *, overwrite: bool) -> bool:
+    """Whether a command goes on with the run in a folder, or starts it.
+
+    Args:
+        folder: of the run.
+        resume: None; the folder; or "auto": whichever of the two is possible.
+        overwrite: a new run may replace an earlier one.
 
     Raises:
-        ConfigError: the folder holds a run.
+        ConfigError: a new run would replace another unasked.
     """
-    if (folder / "last.pt").exists():
+    exists = (folder / "last.pt").exists()
+    if resume is None and exists and not overwrite:
         raise ConfigError(
             f"{folder} holds a run already; go on with --resume {folder}, start a new one with "
             "name=other_name, or replace it with --overwrite"
         )
+    return exists if resume == RESUME_AUTO else resume is not None
+
+
+@contextlib.contextmanager
+def advice_to_go_on(folder: Path) -> Iterator[None]:
+    """Let who stops a training within the block know how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stopped:
+        if (folder / "last.pt").exists():
+            raise type(stopped)(f"go on with --resume {folder}") from None
+        raise

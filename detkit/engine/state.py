@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit.config import recipe_to_yaml
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.factory import without_weights
 from detkit.engine import distributed
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detkit.engine.optim import RateSchedule, WeightAverage, build_average, build_optimizer
 from detkit.engine.run import Run
+from detkit.files import write_atomically
 
 # Settings that may differ when a run goes on: they do not change what is learned.
 FREE_SETTINGS = ("save_every", "log_every")
@@ -41,6 +43,7 @@ class State:
         epoch: complete epochs.
         batch: complete steps of the epoch that is under way.
         step: complete steps.
+        kept: of them those that `last.pt` holds.
         best: highest AP so far; it is -1 where the validation data has no truths.
         waited: validations since the best one.
         metrics: of the last validation.
@@ -57,6 +60,7 @@ class State:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    kept: int = 0
     best: float = -math.inf
     waited: int = 0
     metrics: dict[str, Any] | None = None
@@ -111,6 +115,8 @@ def save_state(state: State, run: Run, *, best: bool) -> None:
         training=None,
         seconds=state.seconds,
     )
+    if not (run.folder / "recipe.yaml").exists():  # somebody has deleted the folder meanwhile
+        write_atomically(run.folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     if best:  # first: a run that is killed in between goes on from before this epoch
         save_checkpoint(run.folder / "best.pt", checkpoint)
     training = {
@@ -127,6 +133,7 @@ def save_state(state: State, run: Run, *, best: bool) -> None:
         "average": None if state.average is None else state.average.state_dict(),
     }
     save_checkpoint(run.folder / "last.pt", replace(checkpoint, training=training))
+    state.kept = state.step
 
 
 def restore_state(state: State, run: Run) -> None:
@@ -135,8 +142,13 @@ def restore_state(state: State, run: Run) -> None:
     Raises:
         ValueError: no such file, or it is of another model, data set or schedule.
     """
-    path = run.folder / "last.pt"
-    checkpoint = load_checkpoint(path)
+    path, best = run.folder / "last.pt", run.folder / "best.pt"
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        if not path.exists() or not best.exists():
+            raise
+        raise ValueError(f"{error}; or start a new run with model.weights={best}") from None
     training = checkpoint.training
     if training is None:
         raise ValueError(f"{path} holds weights only; resume from a last.pt")
@@ -151,6 +163,7 @@ def restore_state(state: State, run: Run) -> None:
     state.step, state.best = training["step"], training["best"]
     state.waited, state.metrics = training.get("waited", 0), checkpoint.metrics
     state.first_loss, state.random = training.get("first_loss"), training.get("random", [])
+    state.kept = state.step
     state.started = time.perf_counter() - (checkpoint.seconds or 0.0)
 
 

@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from detkit.signals import Terminated
 
+CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # Windows has none
+
 STOPS: dict[int, type[BaseException]] = {
     signal.SIGINT: KeyboardInterrupt,
     signal.SIGTERM: Terminated,
@@ -52,7 +54,8 @@ class StopRequests:
         """Let requests wait until the end of the block."""
         self._held += 1
         try:
-            yield
+            with _deaf_to_children():
+                yield
         except BaseException:
             self.torn = True
             raise
@@ -86,6 +89,22 @@ class StopRequests:
         assert self._asked is not None
         asked, self._asked = self._asked, None
         raise asked
+
+
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Let the death of a process that reads ahead be noticed later, where data is waited for.
+
+    torch's handler raises wherever its parent happens to be, which would tear what is held.
+    """
+    if CHILD_ENDED is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(CHILD_ENDED, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(CHILD_ENDED, handler)
 
 
 @contextlib.contextmanager

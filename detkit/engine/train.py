@@ -27,7 +27,7 @@ from detkit.engine.run import Run, prepare_run
 from detkit.engine.state import State, build_state, restore_state, save_state, seed_epoch
 from detkit.engine.stop import StopRequests, stop_requests
 from detkit.evaluation.diagnosis import explain_failure
-from detkit.files import remove_leftovers, write_atomically
+from detkit.files import check_writable, remove_leftovers, write_atomically
 from detkit.signals import Terminated
 from detkit.structures import Batch
 
@@ -39,7 +39,9 @@ FALLEN = 0.9  # of the loss of the first validation: something has been learned
 def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = False) -> None:
     """Train a detector; write `last.pt`, `best.pt`, `recipe.yaml`, `metrics.jsonl` to `folder`.
 
-    Ctrl-C and SIGTERM end it after the step that is under way, with everything saved.
+    Ctrl-C and SIGTERM end it after the step that is under way, with everything saved. So does a
+    fault between two steps, e.g. a picture that cannot be read: `last.pt` holds the last complete
+    step. A fault within a step, such as a loss that is not finite, leaves what was saved before.
 
     Args:
         recipe: what to do.
@@ -53,6 +55,7 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
         KeyboardInterrupt: Ctrl-C.
         Terminated: SIGTERM.
     """
+    check_writable(folder / "last.pt")
     share_cores(recipe)
     torch.manual_seed(recipe.seed)  # of the first weights
     run = prepare_run(recipe, folder, device)
@@ -70,12 +73,26 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
                 _train_epoch(model, state, run, log, bar, stop)
                 _finish_epoch(state, run, log, bar, stop)
                 distributed.barrier()
-        except (KeyboardInterrupt, Terminated):
-            if not stop.torn:
+        except BaseException as error:
+            asked = isinstance(error, (KeyboardInterrupt, Terminated))
+            # of several processes a fault is that of one, and the others do not come to save
+            if not stop.torn and (asked or distributed.world_size() == 1):
                 save_state(state, run, best=False)
+            if not isinstance(error, (KeyboardInterrupt, Terminated, FloatingPointError)):
+                bar.close()
+                _say_what_is_kept(state, run)
             raise
     if distributed.is_main():
         logger.info("trained in %.1f minutes; results in %s", state.seconds / 60, folder)
+
+
+def _say_what_is_kept(state: State, run: Run) -> None:
+    """Of a training that a fault ends, and which goes on when that is mended."""
+    if distributed.is_main():
+        logger.error(
+            "step %d of %d is kept: go on with --resume %s",
+            *(state.kept, len(run.loader) * run.recipe.train.epochs, run.folder),
+        )
 
 
 def _progress_bar(run: Run, state: State) -> tqdm[Any]:
@@ -223,6 +240,8 @@ def _open_run(run: Run, state: State) -> RunLog:
     if not distributed.is_main():
         return RunLog(None, resume_step=state.step)
     folder.mkdir(parents=True, exist_ok=True)
+    # before last.pt: whoever finds that, finds with what to go on
+    write_atomically(folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     for name in ("last.pt", "best.pt", "recipe.yaml", "metrics.jsonl"):
         remove_leftovers(folder / name)
     if state.step == 0:
@@ -230,7 +249,6 @@ def _open_run(run: Run, state: State) -> RunLog:
         # what an earlier run left here would pass for a result of this one
         for path in (folder / "best.pt", *folder.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
-    write_atomically(folder / "recipe.yaml", recipe_to_yaml(run.recipe))
     return RunLog(folder, resume_step=state.step)
 
 
