@@ -436,8 +436,8 @@ def test_a_source_of_each_format(override, source):
 def test_what_a_format_does_not_have_is_an_unknown_key():
     with pytest.raises(ConfigError, match=r"splitt: unknown key; did you mean .split."):
         build_recipe({"name": "a"}, ["data.train={format: yolo, data: d, split: a, splitt: b}"])
-    with pytest.raises(ConfigError, match=r"data\.train\.split: missing"):
-        build_recipe({"name": "a"}, ["data.train={format: yolo, data: d}"])
+    with pytest.raises(ConfigError, match=r"data\.train\.data: missing"):
+        build_recipe({"name": "a"}, ["data.train={format: yolo, split: train}"])
 
 
 # --- sections of one detector ----------------------------------------------------------------

@@ -35,7 +35,7 @@ class YoloSource(Section):
 
     format: Literal["yolo"] = "yolo"
     data: str
-    split: str
+    split: str | None = None  # train, val or test; default: the only one there is
     proposals: str | None = None  # of model.proposals=file: COCO results JSON, or .npz
 
 

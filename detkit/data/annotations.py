@@ -15,7 +15,7 @@ import numpy as np
 from detkit.data.dataset import CocoDataset, CocoGroundTruth, PackedStrings
 from detkit.registry import suggest
 
-FLAGS = ("difficult", "truncated")  # of an object, as Pascal VOC has them
+FLAGS = ("truncated", "difficult")  # of an object, as Pascal VOC has them
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no", "unspecified", "")
 
 

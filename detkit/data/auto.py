@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from detkit.data.coco import parse_coco
 from detkit.data.csv_boxes import parse_csv, read_layout
 from detkit.data.voc import annotation_folder, parse_voc
 from detkit.data.voc import list_splits as list_voc_splits
+from detkit.data.yolo import SPLITS, load_data_yaml, parse_yolo
 from detkit.data.yolo import list_splits as list_yolo_splits
-from detkit.data.yolo import load_data_yaml, parse_yolo
 from detkit.registry import suggest
 
 PARSERS: dict[str, Callable[..., Annotations]] = {
@@ -60,6 +60,7 @@ def recognise(
     split: str | None = None,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    known_format: str | None = None,
 ) -> Recognised:
     """Say in which format the annotations at a path are.
 
@@ -70,6 +71,7 @@ def recognise(
             folder named after it.
         images: the folder of the pictures of COCO JSON or CSV, default: one of the usual places.
         classes: of VOC and CSV, see `read_voc`.
+        known_format: nothing else is looked for.
 
     Raises:
         AnnotationError: nothing known is there, or several things are.
@@ -79,15 +81,16 @@ def recognise(
     if not path.exists():
         raise AnnotationError(f"{path} does not exist; give {_LOOKED_FOR}")
     if path.is_file():
-        return describe(format_of(path), path, split=split, images=images, classes=classes)
-    found = list(_candidates(path))
+        name = known_format or format_of(path)
+        return describe(name, path, split=split, images=images, classes=classes)
+    found = [each for each in _candidates(path) if known_format in (None, each[0])]
     if split is not None:
-        named = [each for each in found if _is_of(split, each[1].stem)]
+        named = [each for each in found if split_in_name(each[1]) == split]
         with_splits = [each for each in found if each[0] in ("voc", "yolo")]
         found = named or with_splits
-        inside = [path / name for name in _SPELLINGS.get(split, (split,)) if (path / name).is_dir()]
+        inside = _split_folders(path).get(split)
         if not found and inside:
-            return recognise(inside[0], images=images, classes=classes)
+            return recognise(inside, images=images, classes=classes)
     if not found:
         of_split = f" for the split {split!r}" if split is not None else ""
         raise AnnotationError(f"nothing known in {path}{of_split}; looked for {_LOOKED_FOR}")
@@ -122,14 +125,59 @@ def describe(
     for key, value in given.items():
         if value is not None and key not in allowed:
             raise ValueError(f"{path} is {_NAMES[name]}, which has no {key!r}; leave it out")
-    if name == "yolo" and split is None:
-        splits = list_yolo_splits(load_data_yaml(path))
-        if len(splits) != 1:
-            raise AnnotationError(
-                f"{path} has the splits {', '.join(splits) or 'none'}; set split to one of them"
-            )
-        given["split"] = splits[0]
     return Recognised(name, {PATH_OF[name]: str(path), **{key: given[key] for key in allowed}})
+
+
+def recognise_splits(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    known_format: str | None = None,
+) -> dict[str | None, Recognised]:
+    """Say in which format the annotations of all splits at a path are.
+
+    Besides what `recognise` takes, that is a folder of COCO JSON files or CSV tables named after
+    splits, or with a folder for each split.
+
+    Returns:
+        Split to annotations; the split is None where nothing names one.
+    """
+    path = Path(path)
+    settings: dict[str, Any] = {"images": images, "classes": classes}
+    found = _candidates(path) if path.is_dir() else ()
+    files = [(name, file) for name, file in found if known_format in (None, name)]
+    named = {split_in_name(file): file for _, file in files}
+    formats = {name for name, _ in files}
+    if len(files) > 1 and len(named) == len(files) and None not in named and len(formats) == 1:
+        (name,) = formats
+        return {split: describe(name, file, **settings) for split, file in _in_order(named)}
+    inside = {} if files or not path.is_dir() else _split_folders(path)
+    if inside:
+        return {
+            split: recognise(folder, known_format=known_format, **settings)
+            for split, folder in _in_order(inside)
+        }
+    one = recognise(path, known_format=known_format, **settings)
+    own = splits_of(one)
+    if not own:
+        read_from = Path(one.settings[PATH_OF[one.format]])
+        return {split_in_name(read_from) or split_in_name(path): one}
+    return {split: replace(one, settings={**one.settings, "split": split}) for split in own}
+
+
+def _in_order(places: Mapping[str | None, Path]) -> list[tuple[str | None, Path]]:
+    return sorted(places.items(), key=lambda item: (*SPLITS, item[0]).index(item[0]))
+
+
+def _split_folders(folder: Path) -> dict[str | None, Path]:
+    """Folders named after splits."""
+    return {
+        split: folder / spelling
+        for split in SPLITS
+        for spelling in _SPELLINGS.get(split, (split,))
+        if (folder / spelling).is_dir()
+    }
 
 
 def splits_of(found: Recognised) -> list[str]:
@@ -138,7 +186,17 @@ def splits_of(found: Recognised) -> list[str]:
     if found.format == "yolo":
         return list_yolo_splits(load_data_yaml(Path(path)))
     splits = list_voc_splits(path) if found.format == "voc" else []
-    return [split for split in splits if not (split == "trainval" and "train" in splits)]
+    parts = [split for split in splits if not (split == "trainval" and "train" in splits)]
+    return sorted(parts, key=lambda split: (*SPLITS, split).index(split))
+
+
+def split_in_name(path: Path) -> str | None:
+    """The split that a name speaks of: train of `instances_train2017.json`."""
+    words = re.findall(r"[a-z]+", path.stem.lower())
+    for split in SPLITS:
+        if any(spelling in words for spelling in _SPELLINGS.get(split, (split,))):
+            return split
+    return None
 
 
 def format_of(file: Path) -> str:
@@ -196,12 +254,6 @@ def _head(file: Path) -> str:
             return handle.read(_PEEK).decode("utf-8-sig", errors="replace")
     except OSError:
         return ""
-
-
-def _is_of(split: str, stem: str) -> bool:
-    """Whether a name says that it is of a split: `instances_train2017` is of train."""
-    words = re.findall(r"[a-z]+", stem.lower())
-    return any(spelling in words for spelling in _SPELLINGS.get(split, (split,)))
 
 
 def _shown(file: Path, folder: Path) -> str:

@@ -122,8 +122,7 @@ def parse_voc(
     names = [name.removesuffix(".xml") for name in list_files(folder, (".xml",))]
     if not names:
         raise AnnotationError(f"no XML files in {folder}; Pascal VOC has one for each picture")
-    chosen = names if (listed := _listed(root, split)) is None else listed
-    _check_pages_exist(chosen, set(names), folder, split)
+    chosen = _choose(names, root, split)
     wanted = names if classes is None else chosen  # all pages name classes, so that splits agree
     pages = {name: _read_page(folder / f"{name}.xml") for name in wanted}
     if classes is None:
@@ -156,8 +155,12 @@ def list_splits(root: str | Path) -> list[str]:
     return sorted(file.stem for file in lists if not _LIST_OF_A_CLASS.match(file.stem))
 
 
-def _listed(root: Path, split: str | None) -> list[str] | None:
-    """The names in the list of a split; None stands for every XML file."""
+def _choose(names: list[str], root: Path, split: str | None) -> list[str]:
+    """Those of the XML files that a split has.
+
+    Raises:
+        AnnotationError: no such list, no split although there are lists, names without a file.
+    """
     splits = list_splits(root)
     if split is None and splits:
         raise AnnotationError(
@@ -165,28 +168,24 @@ def _listed(root: Path, split: str | None) -> list[str] | None:
             f"{ALL!r} for every annotation"
         )
     if split is None or (split == ALL and ALL not in splits):
-        return None
+        return names
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         choices = suggest(split, [*splits, ALL]) if splits else "there are no lists at all"
         raise AnnotationError(f"no list {file} of the split {split!r}; {choices}")
-    lines = [line.strip() for line in read_text(file).splitlines()]
-    # "000012 -1" is of a single class; a name may hold spaces
-    names = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    existing = set(names)
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    # A list of one class says 1, -1 or 0 behind each name; other names may end in a number, too
+    listed = [line if line in existing else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+    twice = [name for name, count in Counter(listed).items() if count > 1]
     raise_first(f"{file}: {name!r} is listed twice" for name in twice)
-    return names
-
-
-def _check_pages_exist(
-    chosen: Sequence[str], existing: set[str], folder: Path, split: str | None
-) -> None:
-    missing = [name for name in chosen if name not in existing]
+    missing = [name for name in listed if name not in existing]
     if missing:
         raise AnnotationError(
-            f"{len(missing)} of {len(chosen)} names of the split {split!r} have no XML file in "
-            f"{folder}: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            f"{file}: {len(missing)} of {len(listed)} names have no XML file in "
+            f"{annotation_folder(root)}: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
         )
+    return listed
 
 
 class _Builder(ElementTree.TreeBuilder):

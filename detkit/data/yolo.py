@@ -34,7 +34,7 @@ _TRIANGLE = 7  # words of the smallest polygon
 _LARGEST = 2.0  # fraction of a picture: a little over 1 is a box that leaves it, more are pixels
 
 
-def read_yolo(data: str | Path, *, split: str) -> CocoDataset:
+def read_yolo(data: str | Path, *, split: str | None = None) -> CocoDataset:
     """Read the labels of one split of a data.yaml and find its pictures.
 
     The yaml has `names` (a list, or a mapping from class to name) and for each split a folder, a
@@ -47,7 +47,7 @@ def read_yolo(data: str | Path, *, split: str) -> CocoDataset:
 
     Args:
         data: the data.yaml.
-        split: "train", "val" or "test", as the yaml has them.
+        split: "train", "val" or "test", as the yaml has them; None where it has only one.
 
     Raises:
         AnnotationError: missing or malformed files and fields, unknown classes, missing pictures,
@@ -57,11 +57,12 @@ def read_yolo(data: str | Path, *, split: str) -> CocoDataset:
     return parse_yolo(data, split=split).dataset()
 
 
-def parse_yolo(data: str | Path, *, split: str) -> Annotations:
+def parse_yolo(data: str | Path, *, split: str | None = None) -> Annotations:
     """What `read_yolo` reads, still to be converted."""
     data = Path(data)
     content = load_data_yaml(data)
     names = _read_names(content, data)
+    split = _choose(content, split, data)
     paths = _find_pictures(content, split, data)
     existing = {index: Path(label_file(path)) for index, path in enumerate(paths)}
     existing = {index: file for index, file in existing.items() if file.is_file()}
@@ -148,16 +149,25 @@ def _read_names(content: dict[str, Any], data: Path) -> dict[int, str]:
     return named
 
 
+def _choose(content: dict[str, Any], split: str | None, data: Path) -> str:
+    """The split, or the only one there is."""
+    splits = list_splits(content)
+    if not splits:
+        raise AnnotationError(f"{data} has none of {', '.join(SPLITS)}; name a folder of pictures")
+    if split is None and len(splits) > 1:
+        raise AnnotationError(f"{data} has the splits {', '.join(splits)}: set split to one")
+    if split is not None and split not in splits:
+        raise AnnotationError(f"{data} has no split {split!r}; {suggest(split, splits)}")
+    return split or splits[0]
+
+
 def _find_pictures(content: dict[str, Any], split: str, data: Path) -> list[str]:
     """Paths of the pictures of a split.
 
     Raises:
-        AnnotationError: no such split, missing folders, lists or pictures, one listed twice.
+        AnnotationError: missing folders, lists or pictures, one listed twice.
     """
-    places = content.get(split)
-    if not places:
-        choices = suggest(split, list_splits(content))
-        raise AnnotationError(f"{data} has no split {split!r}; {choices}")
+    places = content[split]
     root = data.parent / str(content.get("path") or "")
     paths: list[str] = []
     for place in places if isinstance(places, list) else [places]:
