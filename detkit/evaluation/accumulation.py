@@ -11,7 +11,9 @@ needs their values alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -42,34 +44,76 @@ from detkit.evaluation.matching import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class CurveArrays:
     """The arrays of pycocotools' `COCOeval.eval`; -1 where a category has no truth in the range.
 
     Attributes:
         precision: `[T, R, K, A, M]` highest precision at this recall or more.
         recall: `[T, K, A, M]` highest recall.
-        scores: `[T, R, K, A, M]` score at which the recall is reached, 0 where it never is.
         num_truths: `[A, K]` truths that count.
+        draw_scores: gives `scores`.
     """
 
     precision: Floats
     recall: Floats
-    scores: Floats
     num_truths: Ints
+    draw_scores: Callable[[], Floats] = field(repr=False)
+
+    @cached_property
+    def scores(self) -> Floats:
+        """Score at which the recall is reached, 0 where it never is, `[T, R, K, A, M]`.
+
+        Drawn when they are asked for: few ask, and they take as much memory as precision.
+        """
+        return self.draw_scores()
 
 
 def evaluate_arrays(
-    truths: FlatTruths, detections: FlatDetections, *, num_categories: int, settings: CocoSettings
+    truths: FlatTruths,
+    detections: FlatDetections,
+    *,
+    num_categories: int,
+    settings: CocoSettings,
+    with_scores: bool = False,
 ) -> CurveArrays:
-    """Evaluate flat arrays: sort, pair, match, accumulate; compiled where there is a module."""
+    """Evaluate flat arrays: sort, pair, match, accumulate; compiled where there is a module.
+
+    Args:
+        truths: in any order.
+        detections: in any order; equal scores rank in the order given.
+        num_categories: how many categories there are.
+        settings: thresholds, area ranges and limits.
+        with_scores: draw the scores at once; otherwise asking for them takes a second evaluation.
+    """
     native = native_module()
-    if native is not None:
-        return CurveArrays(
-            *draw_curves(
-                native, truths, detections, num_categories=num_categories, settings=settings
-            )
-        )
+    if native is None:
+        return _evaluate_in_numpy(truths, detections, num_categories, settings)
+    precision, recall, scores, num_truths = draw_curves(
+        native,
+        truths,
+        detections,
+        num_categories=num_categories,
+        settings=settings,
+        with_scores=with_scores,
+    )
+    draw_scores = partial(_scores_of, truths, detections, num_categories, settings)
+    if with_scores:
+        draw_scores = partial(np.asarray, scores)
+    return CurveArrays(precision, recall, num_truths, draw_scores)
+
+
+def _scores_of(
+    truths: FlatTruths, detections: FlatDetections, num_categories: int, settings: CocoSettings
+) -> Floats:
+    return evaluate_arrays(
+        truths, detections, num_categories=num_categories, settings=settings, with_scores=True
+    ).scores
+
+
+def _evaluate_in_numpy(
+    truths: FlatTruths, detections: FlatDetections, num_categories: int, settings: CocoSettings
+) -> CurveArrays:
     ranked = rank_detections(detections)
     truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
     candidates = find_candidates(
@@ -281,7 +325,7 @@ class _Tables:
             view[:, area, ..., category] = -1
             views.append(np.moveaxis(view, (0, 1), (-1, -2)))  # [T, (R,) K, A, M]
         precision, recall, scores = views
-        return CurveArrays(precision, recall, scores, num_truths)
+        return CurveArrays(precision, recall, num_truths, partial(np.asarray, scores))
 
 
 def _draw(

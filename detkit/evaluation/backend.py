@@ -18,7 +18,7 @@ from types import ModuleType
 
 VARIABLE = "DETKIT_EVALUATOR"
 COMPILED, NUMPY = "compiled", "numpy"
-INTERFACE = 4  # as in native/module.c
+INTERFACE = 5  # as in native/module.c
 
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
 

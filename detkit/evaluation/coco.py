@@ -82,17 +82,14 @@ def _evaluate(truths: CocoTruths, detections: FlatDetections, settings: CocoSett
     if not settings.use_categories:
         truths, detections = _as_one_category(truths, detections, strict=settings.strict)
     literally = settings.strict and not is_ordinary(truths.truths, detections)
-    arrays = (evaluate_literally if literally else evaluate_arrays)(
+    curves = (evaluate_literally if literally else evaluate_arrays)(
         truths.truths,
         detections,
         num_categories=len(truths.category_ids),
         settings=settings,
     )
     return CocoResult(
-        precision=arrays.precision,
-        recall=arrays.recall,
-        scores=arrays.scores,
-        num_truths=arrays.num_truths,
+        curves=curves,
         category_ids=tuple(truths.category_ids.tolist()),
         class_names=truths.class_names,
         settings=settings,

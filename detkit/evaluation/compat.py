@@ -315,6 +315,7 @@ class COCOeval(cocoeval.COCOeval):
             done.found[0],
             num_categories=done.selection.num_categories,
             settings=settings,
+            with_scores=True,
         )
         precision, recall, scores = arrays.precision, arrays.recall, arrays.scores
         if not np.array_equal(settings.recall_levels, p.recThrs):

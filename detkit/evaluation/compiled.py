@@ -27,11 +27,16 @@ def draw_curves(
     *,
     num_categories: int,
     settings: CocoSettings,
+    with_scores: bool = True,
 ) -> tuple[Floats, Floats, Floats, Ints]:
-    """Precision `[T, R, K, A, M]`, recall `[T, K, A, M]`, scores, and truths `[A, K]`."""
+    """Precision `[T, R, K, A, M]`, recall `[T, K, A, M]`, scores, and truths `[A, K]`.
+
+    Scores are as precision, or empty where they are not wanted.
+    """
     numbers = thresholds, ranges, limits, levels = _numbers(settings)
     rows = (num_categories, len(ranges), len(limits), len(thresholds))
-    precision, scores = np.zeros((*rows, len(levels))), np.zeros((*rows, len(levels)))
+    precision: Floats = np.zeros((*rows, len(levels)))
+    scores: Floats = np.zeros(precision.shape if with_scores else (0,) * precision.ndim)
     recall, num_truths = np.zeros(rows), np.zeros((len(ranges), num_categories), np.int64)
     native.draw_curves(
         _columns(truths),

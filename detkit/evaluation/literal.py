@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def evaluate_literally(
                 precision[:, :, category, area, index] = heights
                 recall[:, category, area, index] = highest
                 scores[:, :, category, area, index] = at
-    return CurveArrays(precision, recall, scores, num_truths)
+    return CurveArrays(precision, recall, num_truths, partial(np.asarray, scores))
 
 
 def _cells(truths: FlatTruths, detections: FlatDetections, num_categories: int) -> list[list[Cell]]:

@@ -110,11 +110,7 @@ class CocoResult:
     """Result of the COCO metric; the arrays equal those of pycocotools bit for bit.
 
     Attributes:
-        precision: `[T, R, K, A, M]` highest precision at this recall or more.
-        recall: `[T, K, A, M]` highest recall.
-        scores: `[T, R, K, A, M]` score at which the recall is reached, 0 where it never is.
-            All three are -1 where a category has no truth in the area range.
-        num_truths: `[A, K]` annotations that count.
+        curves: precision, recall and scores.
         category_ids: sorted.
         class_names: in the order of the ids.
         settings: thresholds, area ranges and limits.
@@ -122,10 +118,7 @@ class CocoResult:
         detections: what was found, in the order given.
     """
 
-    precision: Floats = field(repr=False)
-    recall: Floats = field(repr=False)
-    scores: Floats = field(repr=False)
-    num_truths: Ints = field(repr=False)
+    curves: CurveArrays = field(repr=False)
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     settings: CocoSettings
@@ -134,6 +127,29 @@ class CocoResult:
     _intervals: dict[tuple[int, int, bool], ApInterval] = field(
         default_factory=dict, init=False, repr=False
     )
+
+    @property
+    def precision(self) -> Floats:
+        """Highest precision at this recall or more, `[T, R, K, A, M]`.
+
+        Here and in `recall` and `scores`, -1 where a category has no truth in the area range.
+        """
+        return self.curves.precision
+
+    @property
+    def recall(self) -> Floats:
+        """Highest recall, `[T, K, A, M]`."""
+        return self.curves.recall
+
+    @property
+    def scores(self) -> Floats:
+        """Score at which the recall is reached, 0 where it never is, `[T, R, K, A, M]`."""
+        return self.curves.scores
+
+    @property
+    def num_truths(self) -> Ints:
+        """Annotations that count, `[A, K]`."""
+        return self.curves.num_truths
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -159,15 +175,17 @@ class CocoResult:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """A sentence on each cause for which pycocotools gives other numbers; none if `strict`."""
-        arrays = CurveArrays(self.precision, self.recall, self.scores, self.num_truths)
         return find_notes(
-            self.truths, self.detections, self.settings, arrays=arrays, stats_of=self._stats_of
+            self.truths,
+            self.detections,
+            self.settings,
+            arrays=self.curves,
+            stats_of=self._stats_of,
         )
 
     def _stats_of(self, arrays: CurveArrays) -> dict[str, float]:
         """The 12 numbers by name, as they would be with these curves."""
-        names = ("precision", "recall", "scores")
-        other = replace(self, **{name: getattr(arrays, name) for name in names})
+        other = replace(self, curves=arrays)
         return {s.name: float(v) for s, v in zip(STATISTICS, other.stats, strict=True)}
 
     def summary(self) -> str:

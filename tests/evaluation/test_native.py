@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,7 @@ def random_settings(rng: np.random.Generator) -> CocoSettings:
     thresholds = [
         None,
         rng.choice([0.0, 0.3, 0.5, 1.0], rng.integers(1, 6)),  # in any order, some twice
-        rng.random(rng.integers(1, 50)),  # more than the 64 curves of a block
+        rng.random(rng.integers(1, 80)),  # more than the 64 curves of a block
     ][rng.integers(3)]
     ends = np.sort(rng.choice([0.0, 3.0, 4.0, 9.0, 1024.0, 1e10], (rng.integers(1, 9), 2)))
     ranges = None if rng.random() < 0.5 else {str(i): tuple(e) for i, e in enumerate(ends)}
@@ -93,7 +95,7 @@ def outcomes_by(name: str, case: Case) -> Outcomes:
 
 def assert_same_curves(case: Case) -> CurveArrays:
     mine, theirs = curves_by("compiled", case), curves_by("numpy", case)
-    for name in CurveArrays.__slots__:
+    for name in ("precision", "recall", "scores", "num_truths"):
         mine_bits, theirs_bits = getattr(mine, name), getattr(theirs, name)
         assert mine_bits.shape == theirs_bits.shape, name
         assert mine_bits.tobytes() == theirs_bits.tobytes(), name
@@ -120,6 +122,19 @@ def test_random_outcomes_are_those_of_numpy(block: int) -> None:
         assert mine.ignored.tolist() == theirs.ignored.tolist()
         taken += (mine.truth_of >= 0).sum()
     assert taken > 100
+
+
+@compiled
+def test_scores_are_the_same_at_once_later_and_elsewhere() -> None:
+    truths, detections, settings = random_case(1)
+    work = partial(evaluate_arrays, truths, detections, num_categories=CATEGORIES)
+    with using("compiled"):
+        at_once, later = work(settings=settings, with_scores=True), work(settings=settings)
+        elsewhere = pickle.loads(pickle.dumps(later))
+        assert later.scores.tobytes() == at_once.scores.tobytes()
+    with using("numpy"):
+        assert elsewhere.scores.tobytes() == at_once.scores.tobytes()
+    assert (at_once.scores > 0).any()
 
 
 @compiled
@@ -154,7 +169,17 @@ def test_numbers_that_overflow_and_none_have_the_bits_of_numpy(values: float) ->
 
 
 @compiled
-@pytest.mark.parametrize("count", [47, 48, 5000])
+def test_areas_that_underflow_meet_without_overlap() -> None:
+    tiny = [[0.0, 0.0, 1e-200, 1e-200]]
+    truths = FlatTruths.of([0], [0], tiny)
+    found = FlatDetections(np.zeros(1, int), np.zeros(1, int), np.array(tiny), np.ones(1))
+    case = (truths, found, CocoSettings.of([0.0, 0.5]))
+    assert outcomes_by("compiled", case).truth_of.tolist() == [[0], [-1]]
+    assert_same_curves(case)
+
+
+@compiled
+@pytest.mark.parametrize("count", [3, 50, 5000])
 @pytest.mark.parametrize("step", [2.0**-53, 2.0**-32, 2.0**-10])
 def test_scores_are_ordered_by_every_bit(count: int, step: float) -> None:
     rng = np.random.default_rng(count)

@@ -228,7 +228,8 @@ static void add_positive(Walk *walk, int64_t limit, int curve, double score)
     const int32_t *need = walk->need + range * (num_levels + 1);
     int32_t positives = ++counts->positives[curve], level = counts->level[curve];
     for (; positives >= need[level + 1]; level++)
-        walk->curves->scores[row + level + 1] = score;
+        if (walk->curves->scores)
+            walk->curves->scores[row + level + 1] = score;
     counts->level[curve] = level;
     if (level < 0) /* the first level is above 0 and not reached yet */
         return;
@@ -261,24 +262,30 @@ static void find_needs(const double *levels, int64_t num_levels, int64_t truths,
     need[num_levels] = INT32_MAX; /* no level after the last */
 }
 
+static void fill(double *values, int64_t count, double value)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = value;
+}
+
 static void finish_curve(Walk *walk, int curve, int64_t limit)
 {
     const Settings *settings = walk->settings;
     int64_t row = row_of(walk, curve, limit), num_levels = settings->num_levels;
     double *precision = walk->curves->precision + row * num_levels;
-    double *scores = walk->curves->scores + row * num_levels;
+    double *scores = walk->curves->scores ? walk->curves->scores + row * num_levels : NULL;
     int64_t range = walk->block.first_range + walk->block.range_of[curve];
     int64_t truths = walk->curves->num_truths[range * walk->data->num_categories + walk->category];
     if (!truths) {
-        for (int64_t r = 0; r < num_levels; r++)
-            precision[r] = scores[r] = -1;
+        fill(precision, num_levels, -1);
+        fill(scores, scores ? num_levels : 0, -1);
         walk->curves->recall[row] = -1;
         return;
     }
     for (int32_t r = walk->counts[limit].level[curve]; r > 0; r--)
         precision[r - 1] = larger(precision[r - 1], precision[r]);
     double top_score = walk->num_found ? walk->found->score : 0;
-    for (int64_t r = 0; r < num_levels && settings->levels[r] <= 0; r++)
+    for (int64_t r = 0; scores && r < num_levels && settings->levels[r] <= 0; r++)
         scores[r] = top_score; /* the first detection, right or wrong, reaches recall 0 */
     walk->curves->recall[row] = walk->counts[limit].positives[curve] / (double)truths;
 }

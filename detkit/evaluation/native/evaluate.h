@@ -37,9 +37,10 @@ typedef struct {
 
 /* K categories, A ranges, M limits, T thresholds, R levels; zeros on entry. */
 typedef struct {
-    double *precision, *scores; /* [K, A, M, T, R] */
-    double *recall;             /* [K, A, M, T] */
-    int64_t *num_truths;        /* [A, K] */
+    double *precision;   /* [K, A, M, T, R] */
+    double *scores;      /* [K, A, M, T, R], or NULL if not wanted */
+    double *recall;      /* [K, A, M, T] */
+    int64_t *num_truths; /* [A, K] */
 } Curves;
 
 /* The detections within the last limit, by category, best first. */

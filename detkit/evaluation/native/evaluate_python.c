@@ -141,12 +141,13 @@ static PyObject *py_draw_curves(PyObject *module, PyObject *tuple)
     if (take_apart(tuple, &args, 4)) {
         const Settings *settings = &args.settings;
         Py_buffer *out = args.outputs;
-        Curves curves = {out[0].buf, out[1].buf, out[2].buf, out[3].buf};
+        double *scores = out[1].len ? out[1].buf : NULL;
+        Curves curves = {out[0].buf, scores, out[2].buf, out[3].buf};
         int64_t num_cells = times(args.data.num_categories, settings->num_ranges);
         int64_t num_rows = times(times(num_cells, settings->num_limits), settings->num_thresholds);
         int64_t num_values = times(num_rows, settings->num_levels);
         if (has_length(&out[0], "precision", num_values, sizeof(double)) &&
-            has_length(&out[1], "scores", num_values, sizeof(double)) &&
+            has_length(&out[1], "scores", scores ? num_values : 0, sizeof(double)) &&
             has_length(&out[2], "recall", num_rows, sizeof(double)) &&
             has_length(&out[3], "num_truths", num_cells, sizeof(int64_t))) {
             Py_BEGIN_ALLOW_THREADS
@@ -183,7 +184,8 @@ static PyObject *py_find_takes(PyObject *module, PyObject *tuple)
 PyMethodDef evaluate_functions[] = {
     {"draw_curves", py_draw_curves, METH_VARARGS,
      "draw_curves(truths, detections, settings, num_images, num_categories, outputs): write the\n"
-     "curves, see evaluate.h; arrays are contiguous and of the types of FlatTruths and so on."},
+     "curves, see evaluate.h; arrays are contiguous and of the types of FlatTruths and so on.\n"
+     "Scores are left out where their array is empty."},
     {"find_takes", py_find_takes, METH_VARARGS,
      "find_takes(truths, detections, settings, num_images, num_categories, outputs): write which\n"
      "truth every detection takes; returns how many detections are within the last limit."},
