@@ -85,8 +85,11 @@ class Detkit:
         from detkit.evaluation import evaluate_files
 
         result = evaluate_files(folder / "gt.json", folder / "dt.json")
-        arrays = {key: getattr(result, key) for key in ("precision", "recall", "scores")}
-        return Outcome([float(value) for value in result.stats], None, lambda: arrays)
+
+        def arrays() -> dict[str, Any]:
+            return {key: getattr(result, key) for key in ("precision", "recall", "scores")}
+
+        return Outcome([float(value) for value in result.stats], None, arrays)
 
     def prepare(self, folder: Path) -> None:
         """Load what `memory` starts from."""
