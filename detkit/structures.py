@@ -123,6 +123,7 @@ class Batch:
         dropped: how many truths augmentation lost: cropped away, or smaller than a pixel.
         proposals: `[P, 4]` regions to look at of each image, in pixels of the image as it stands in
             the batch, best first; None where the detector finds them itself.
+        skipped: files that could not be read, in whose place others came.
     """
 
     images: Tensor
@@ -131,6 +132,7 @@ class Batch:
     targets: tuple[Target, ...] | None = None
     dropped: int = 0
     proposals: tuple[Tensor, ...] | None = None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -172,6 +174,7 @@ class Batch:
             targets=None if self.targets is None else self.targets[part],
             dropped=self.dropped if start == 0 else 0,  # known of the whole batch only
             proposals=None if self.proposals is None else self.proposals[part],
+            skipped=self.skipped if start == 0 else (),
         )
 
     def without_targets(self) -> Batch:

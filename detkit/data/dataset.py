@@ -35,6 +35,7 @@ class Sample:
         dropped: truths that the transforms lost.
         proposals: `[P, 4]` float32 xyxy in pixels of `image`, best first: regions for the detector
             to look at; None where it finds them itself.
+        skipped: files that could not be read, in whose place others came.
     """
 
     image: np.ndarray
@@ -46,6 +47,7 @@ class Sample:
     original_size: Size
     dropped: int = 0
     proposals: np.ndarray | None = None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -16,16 +16,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detkit.data.dataset import CocoDataset, Sample
+from detkit.data.mixing import TransformPlan
+from detkit.data.reading import Reader
 from detkit.data.sampling import draw_epoch
 from detkit.data.transforms import Transform
 from detkit.structures import Batch, Target
 
-Key = tuple[int, int]  # (index of the image, seed of its augmentation)
+# (index of the image, seed of its augmentation, epoch, turn of its batch in the epoch)
+Key = tuple[int, int, int, int]
 
 
 def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
     dataset: CocoDataset,
-    transform: Transform,
+    transform: Transform | TransformPlan,
     *,
     batch_size: int,
     seed: int,
@@ -38,6 +41,7 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
     drop_last: bool = False,
     pin_memory: bool = False,
     often: np.ndarray | None = None,
+    skip_unreadable: bool = False,
 ) -> DataLoader[Batch]:
     """A loader whose batches depend on seed, epoch and rank alone, not on the number of workers.
 
@@ -45,7 +49,7 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
 
     Args:
         dataset: where samples come from.
-        transform: from a sample and a seed to a sample.
+        transform: from a sample and a seed to a sample, or a plan of such.
         batch_size: images in a batch of this rank.
         seed: of order and augmentation.
         shuffle: True for training: a new order each epoch, and every rank gets the same number of
@@ -60,6 +64,8 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
         pin_memory: put batches into page-locked memory for the way to a GPU.
         often: `[N]` how often each image is seen in an epoch of training (see `sampling`); None
             is once.
+        skip_unreadable: another picture takes the place of one that cannot be read, and the
+            batch's `skipped` names the file; False: it is an error.
 
     Raises:
         ValueError: a number is out of its range.
@@ -76,7 +82,7 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
         often=often,
     )
     return DataLoader(
-        _Transformed(dataset, transform),
+        _Transformed(Reader(dataset, skip=skip_unreadable), transform),
         batch_sampler=sampler,
         collate_fn=partial(collate, divisor=divisor),
         num_workers=workers,
@@ -89,17 +95,20 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
 
 
 class _Transformed(Dataset[Any]):
-    """The transform travels with the seed of each sample: workers need not know the epoch."""
+    """The key of a sample says all about its place in training: workers need not know the epoch."""
 
-    def __init__(self, dataset: CocoDataset, transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+    def __init__(self, reader: Reader, transform: Transform | TransformPlan) -> None:
+        self.reader, self.transform = reader, transform
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.reader.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        index, seed = key
-        return self.transform(self.dataset[index], seed)
+        index, seed, epoch, turn = key
+        transform = self.transform
+        if isinstance(transform, TransformPlan):
+            transform = transform.at(epoch, turn)
+        return transform(self.reader(index, seed), seed)
 
 
 def _start_worker(worker_id: int) -> None:
@@ -110,7 +119,7 @@ def _start_worker(worker_id: int) -> None:
 
 
 class AspectBatchSampler(Sampler[list[Key]]):
-    """Batches of (index, seed) pairs, grouped by aspect ratio and split over ranks.
+    """Batches of keys, grouped by aspect ratio and split over ranks.
 
     Ranks share one order: a global batch of `batch_size * world_size` images is dealt out to them,
     so that they work on images of similar shape at the same time.
@@ -161,7 +170,7 @@ class AspectBatchSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         for turn, batch in enumerate(self._batches()[self.start :], start=self.start):
             yield [
-                (int(index), self._sample_seed(int(index), turn, place))
+                (int(index), self._sample_seed(int(index), turn, place), self.epoch, turn)
                 for place, index in enumerate(batch)
             ]
 
@@ -238,6 +247,7 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         targets=to_targets(samples),
         dropped=sum(sample.dropped for sample in samples),
         proposals=_to_proposals(samples),
+        skipped=tuple(path for sample in samples for path in sample.skipped),
     )
 
 

@@ -32,7 +32,9 @@ Transform = Callable[[Sample, int], Sample]
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
-def resized_shape(height: int, width: int, *, shortest: int | None, longest: int | None) -> Size:
+def resized_shape(
+    height: int, width: int, *, shortest: float | None, longest: float | None
+) -> Size:
     """(height, width) after resizing that keeps the ratio, exactly as torchvision's detectors do.
 
     The scale is `min(shortest / min(h, w), longest / max(h, w))` and sides are rounded down, but
@@ -54,6 +56,20 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
+def resize_sample(sample: Sample, size: Size) -> Sample:
+    """The picture, its truths and its proposals resized to (height, width)."""
+    height, width = sample.image.shape[:2]
+    ratio_y, ratio_x = size[0] / height, size[1] / width
+    ratios = np.array([ratio_x, ratio_y, ratio_x, ratio_y], np.float32)
+    return replace(
+        sample,
+        image=resize_image(sample.image, size),
+        boxes=sample.boxes * ratios,
+        proposals=None if sample.proposals is None else sample.proposals * ratios,
+        area=sample.area * np.float32(ratio_x * ratio_y),
+    )
+
+
 class EvalTransform:
     """Resize only: the same path for validation, testing and prediction.
 
@@ -70,15 +86,7 @@ class EvalTransform:
         """Resize the picture, its truths and its proposals."""
         height, width = sample.image.shape[:2]
         size = resized_shape(height, width, shortest=self.shortest, longest=self.longest)
-        ratio_y, ratio_x = size[0] / height, size[1] / width
-        ratios = np.array([ratio_x, ratio_y, ratio_x, ratio_y], np.float32)
-        return replace(
-            sample,
-            image=resize_image(sample.image, size),
-            boxes=sample.boxes * ratios,
-            proposals=None if sample.proposals is None else sample.proposals * ratios,
-            area=sample.area * np.float32(ratio_x * ratio_y),
-        )
+        return resize_sample(sample, size)
 
 
 @dataclass(kw_only=True)
@@ -102,8 +110,8 @@ class TrainTransform:
         ValueError: a setting is out of its range.
     """
 
-    shortest: int | None
-    longest: int | None
+    shortest: float | None
+    longest: float | None
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     rotate90: float = 0.0
@@ -170,7 +178,7 @@ class TrainTransform:
             labels=sample.labels[index],
             crowd=sample.crowd[index],
             # an object shrinks, grows and is cut like its box
-            area=sample.area[index] * _box_area(boxes) / _box_area(sample.boxes[index]),
+            area=sample.area[index] * box_area(boxes) / box_area(sample.boxes[index]),
             dropped=sample.dropped + len(sample) - len(boxes),
             proposals=proposals,
         )
@@ -241,7 +249,7 @@ class _Resize(A.DualTransform):
     _targets = (Targets.IMAGE, Targets.BBOXES)
 
     def __init__(
-        self, *, shortest: int | None, longest: int | None, scale_jitter: tuple[float, float]
+        self, *, shortest: float | None, longest: float | None, scale_jitter: tuple[float, float]
     ) -> None:
         super().__init__(p=1.0)
         self.shortest, self.longest, self.scale_jitter = shortest, longest, scale_jitter
@@ -280,11 +288,12 @@ def _color_steps(strength: float) -> list[A.BasicTransform]:
     ]
 
 
-def _box_area(boxes: np.ndarray) -> np.ndarray:
+def box_area(boxes: np.ndarray) -> np.ndarray:
+    """`[M]` square pixels of `[M, 4]` xyxy."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _check_sides(shortest: int | None, longest: int | None) -> None:
+def _check_sides(shortest: float | None, longest: float | None) -> None:
     for name, value in (("shortest", shortest), ("longest", longest)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 pixel or None, got {value}")

@@ -152,7 +152,7 @@ def rank_indices(shuffle: bool, world_size: int, **settings) -> list[list[list[i
     sizes = np.array([[30, 40]] * 16 + [[40, 30]] * 7)
     return [
         [
-            [index for index, _ in batch]
+            [index for index, *_ in batch]
             for batch in AspectBatchSampler(
                 sizes,
                 batch_size=2,
@@ -210,7 +210,7 @@ def test_drop_last_drops_images_of_every_shape():
     for epoch in range(20):
         sampler = AspectBatchSampler(sizes, batch_size=4, seed=0, shuffle=True, drop_last=True)
         sampler.set_epoch(epoch)
-        seen += any(index == 20 for batch in sampler for index, _ in batch)
+        seen += any(index == 20 for batch in sampler for index, *_ in batch)
     assert seen > 10
 
 
@@ -283,7 +283,7 @@ def test_targets_of_a_batch_share_their_storage():
 def test_the_loader_can_be_sent_to_a_spawned_worker(dataset: CocoDataset):
     loader = create_loader(dataset, AUGMENT, batch_size=2, seed=0, shuffle=True)
     copy = pickle.loads(pickle.dumps(loader.dataset))
-    np.testing.assert_array_equal(copy[(3, 1)].image, loader.dataset[(3, 1)].image)
+    np.testing.assert_array_equal(copy[(3, 1, 0, 0)].image, loader.dataset[(3, 1, 0, 0)].image)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
