@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from detkit.config.base import Fraction, NonNegativeInt, Positive, Section
+from detkit.config.base import Fraction, NonNegativeInt, Positive, Scale, Section
 
 
 class CocoSource(Section):
@@ -90,15 +90,54 @@ class ResizeConfig(Section):
         return self
 
 
+# What a preset sets; every one of these settings can still be given beside it
+AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
+    "light": {"scale_jitter": (0.8, 1.25), "color": 0.3},
+    "medium": {"scale_jitter": (0.6, 1.3), "color": 0.5, "crop": 0.3, "mosaic": 0.3},
+    "strong": {
+        "scale_jitter": (0.6, 1.2),
+        "color": 0.7,
+        "crop": 0.3,
+        "mosaic": 0.8,
+        "copy_paste": 0.2,
+        "mixup": 0.15,
+        "multi_scale": (0.75, 1.0, 1.25),
+    },
+}
+
+
 class AugmentConfig(Section):
     """Random changes of training images; all off except the flip, as torchvision trains."""
 
+    preset: Literal["light", "medium", "strong"] | None = None  # values for what is not given here
     horizontal_flip: Fraction = 0.5
     vertical_flip: Fraction = 0.0
     rotate90: bool = False  # turn by a random multiple of 90 degrees
     scale_jitter: tuple[Positive, Positive] | None = None  # factor on the size after resizing
     crop: Fraction = 0.0  # probability of a crop that keeps boxes
     color: Fraction = 0.0  # strength of brightness, contrast, saturation and hue changes
+    mosaic: Fraction = 0.0  # probability of four pictures in one
+    copy_paste: Fraction = 0.0  # probability of boxes of another picture, pasted as rectangles
+    mixup: Fraction = 0.0  # probability of another picture that shines through
+    close_mosaic: NonNegativeInt | None = (
+        None  # last epochs without these three; default: a tenth of train.epochs
+    )
+    multi_scale: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = (
+        None  # factors on data.resize, one drawn for each batch
+    )
+
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> AugmentConfig:
+        """What a preset says, where nothing else is said."""
+        for name, value in AUGMENT_PRESETS.get(self.preset or "", {}).items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)  # frozen from here on
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether several pictures may become one."""
+        return max(self.mosaic, self.copy_paste, self.mixup) > 0
 
 
 class SamplingConfig(Section):
@@ -117,6 +156,7 @@ class DataConfig(Section):
     resize: ResizeConfig = ResizeConfig()
     augment: AugmentConfig = AugmentConfig()
     sampling: SamplingConfig = SamplingConfig()
+    unreadable: Literal["error", "skip"] = "error"  # training; skip: another picture comes instead
     workers: NonNegativeInt | None = (
         None  # that read ahead; default: spare cores, at most 8 (CPU 1)
     )

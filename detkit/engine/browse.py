@@ -14,7 +14,7 @@ import torch
 from detkit.config import AutoSource, DataConfig, Recipe, load_recipe, parse_yaml
 from detkit.data import EvalTransform, Sample
 from detkit.data.loader import sample_seed
-from detkit.engine.data import build_dataset, train_transform
+from detkit.engine.data import build_dataset, train_plan
 from detkit.files import write_atomically
 from detkit.registry import suggest
 from detkit.structures import Target
@@ -22,7 +22,7 @@ from detkit.visualize import contact_sheet, draw_targets
 
 FORMATS = (".jpg", ".jpeg", ".png", ".webp")  # of sheets
 SPLITS = ("train", "val", "test")
-FIRST_EPOCH = 1
+FIRST_EPOCH = 0  # as the sampler counts them
 
 
 class Sheet(NamedTuple):
@@ -101,12 +101,13 @@ def draw_sheet(
         raise ValueError(f"{recipe.name} has no data.train to draw; set it")
     dataset = build_dataset(recipe.data.train, role="train")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]).tolist()
-    transform, shrink = train_transform(recipe), EvalTransform(shortest=None, longest=side)
-    cells = []
+    plan, shrink = train_plan(recipe, dataset), EvalTransform(shortest=None, longest=side)
+    cells: list[np.ndarray] = []
     for index in chosen:
         sample = dataset[index]
         views = [shrink(sample)]
         if augmented:
+            transform = plan.at(FIRST_EPOCH, len(cells))
             views.append(shrink(transform(sample, sample_seed(seed, FIRST_EPOCH, index))))
         drawn = [_draw(view, dataset.class_names) for view in views]
         cells.append(contact_sheet(drawn, columns=2, gap=2) if augmented else drawn[0])

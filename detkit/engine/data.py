@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from detkit.data import (
     read_proposals,
 )
 from detkit.data.auto import recognise
+from detkit.data.mixing import MixTransform, TransformPlan
+from detkit.data.reading import Reader
 from detkit.data.sampling import class_balanced, repeat_factors
 from detkit.data.transforms import Transform
 from detkit.engine import distributed
@@ -80,9 +83,10 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
             f"train.batch_size {recipe.train.batch_size} is over all processes and does not divide "
             f"into {world}; use a multiple of {world}"
         )
+    dataset = with_proposals(recipe.model, dataset, role="data.train")
     return create_loader(
-        with_proposals(recipe.model, dataset, role="data.train"),
-        train_transform(recipe),
+        dataset,
+        train_plan(recipe, dataset),
         batch_size=recipe.train.batch_size // world,
         seed=recipe.seed,
         shuffle=True,
@@ -92,13 +96,42 @@ def train_loader(recipe: Recipe, dataset: CocoDataset, *, pin_memory: bool) -> D
         world_size=world,
         pin_memory=pin_memory,
         often=_how_often(recipe, dataset),
+        skip_unreadable=recipe.data.unreadable == "skip",
     )
 
 
-def train_transform(recipe: Recipe) -> Transform:
-    """Augmentation and resizing of training pictures."""
-    data = recipe.data
-    return TrainTransform(**data.resize.model_dump(), **data.augment.model_dump())
+def train_plan(recipe: Recipe, dataset: CocoDataset) -> TransformPlan:
+    """Which augmentation and resizing each batch of training pictures gets.
+
+    Raises:
+        ValueError: pictures would be mixed that have proposals.
+    """
+    data, augment = recipe.data, recipe.data.augment
+    single = augment.model_dump(include={field.name for field in fields(TrainTransform)})
+    closing = []
+    for factor in augment.multi_scale or (1.0,):
+        limits = {  # one that is not scaled stays the whole number that it is
+            name: limit if limit is None or factor == 1 else max(1.0, limit * factor)
+            for name, limit in data.resize.model_dump().items()
+        }
+        closing.append(TrainTransform(**limits, **single))
+    usual: list[Transform] = list(closing)
+    close_at = recipe.train.epochs
+    if augment.mixes:
+        mixing = augment.model_dump(include={"mosaic", "copy_paste", "mixup"})
+        reader = Reader(dataset, skip=recipe.data.unreadable == "skip")
+        usual = [MixTransform(transform=each, reader=reader, **mixing) for each in closing]
+        last = augment.close_mosaic
+        close_at -= round(close_at / 10) if last is None else last
+        if close_at < 1 and distributed.is_main():
+            logger.warning(
+                "data.augment.close_mosaic %s leaves none of the %d epochs with mosaic, copy_paste "
+                "and mixup",
+                *(last, recipe.train.epochs),
+            )
+    return TransformPlan(
+        usual=tuple(usual), closing=tuple(closing), close_at=close_at, seed=recipe.seed
+    )
 
 
 def _how_often(recipe: Recipe, dataset: CocoDataset) -> np.ndarray | None:
