@@ -1,7 +1,4 @@
-"""Check a data set: python tools/check_data.py train.json --against val.json --recipe R.yaml.
-
-Exit code 1 when there are errors in the data.
-"""
+"""Check a data set: python tools/check_data.py train.json --against val.json (1: it has errors)."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from detkit.config import load_recipe
 from detkit.data.auto import PARSERS
 from detkit.data.check import check_data, check_not_original
 from detkit.engine.device import usable_cores
-from detkit.files import check_writable, write_atomically
+from detkit.files import check_writable, write_atomically, write_json
 
 
 def main(arguments: list[str]) -> None:
@@ -36,14 +33,13 @@ def main(arguments: list[str]) -> None:
         check_writable(path)
         check_not_original(path, [options.source, *options.against])
     recipe = load_recipe(options.recipe) if options.recipe else None
-    resize = recipe.data.resize if recipe else None
-
+    limits = (recipe.data.resize.shortest, recipe.data.resize.longest) if recipe else (None, None)
     data = check_data(
         options.source,
         images=options.images,
         against=options.against,
         format=options.format,
-        resize=(resize.shortest, resize.longest) if resize else (None, None),
+        resize=limits,
         workers=usable_cores(),
         progress=lambda pictures, total, label: tqdm(pictures, label, total, leave=False),
     )
@@ -54,7 +50,7 @@ def main(arguments: list[str]) -> None:
         write_atomically(options.fix, json.dumps(data.repair()))
         print(data.report.changes_text(), f"written to {options.fix}", sep="\n")
     if options.json:
-        write_atomically(options.json, json.dumps(data.report.as_dict(), indent=1) + "\n")
+        write_json(options.json, data.report.as_dict())
     if data.report.failed:
         sys.exit(cli.COMPUTATION_FAILED)
 

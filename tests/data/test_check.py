@@ -592,11 +592,62 @@ def test_pascal_voc(tmp_path: Path) -> None:
     assert item["bbox"] == [70, 5, 10, 15]
 
 
-def test_a_reader_that_gives_up_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text("<annotation>", encoding="utf-8")
-    report = check_data(tmp_path, format="voc").report
-    assert serious(report) == {"annotations_unreadable": 1}
-    assert "a.xml is not valid XML" in str(report)
+def test_a_root_of_pascal_voc_that_its_reader_refuses(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((60, 80, 3), np.uint8))
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>22</ymax></bndbox>"
+    good = f"<object><name>cat</name>{box}</object>"
+    bad = f"<object><name>cat</name>{box.replace('11', 'wide')}</object>"
+    zero = f"<object><name>dog</name>{box.replace('11', '1')}</object>"
+    (tmp_path / "a.xml").write_text(f"<annotation>{good}{bad}{zero}</annotation>")
+    (tmp_path / "b.xml").write_text("<annotation>", encoding="utf-8")
+    (tmp_path / "c.xml").write_text("<annotation><filename>c.jpg</filename></annotation>")
+    data = check_data(tmp_path, format="voc")
+    assert serious(data.report) == {
+        "annotations_refused": 1,
+        "record_malformed": 2,  # b.xml and the second object of a.xml
+        "image_missing": 1,
+        "box_degenerate": 1,
+    }
+    repaired = data.repair()
+    assert [item["bbox"] for item in repaired["annotations"]] == [[1, 2, 10, 20]]
+    assert repaired["images"] == [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}]
+    assert len(repaired["categories"]) == 2
+
+
+def test_yolo_that_its_reader_refuses(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("a", "b"):
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), pixels)
+    (tmp_path / "images" / "c.png").write_bytes(b"no picture")
+    lines = ["0 0.5 0.5 0.25 0.5", "0 40 30 20 10", "7 0.5 0.5 0.5 0.5", "0 0.5 0.5", ""]
+    (tmp_path / "labels" / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n", encoding="utf-8")
+    data = check_data(tmp_path / "data.yaml")
+    assert serious(data.report) == {
+        "annotations_refused": 1,
+        "record_malformed": 2,  # pixels, and three columns
+        "image_unreadable": 1,
+        "unknown_category": 1,
+    }
+    repaired = data.repair()
+    assert [item["bbox"] for item in repaired["annotations"]] == [[30, 15, 20, 30]]
+    assert [image["file_name"] for image in repaired["images"]] == ["images/a.png", "images/b.png"]
+
+
+def test_yolo_with_splits_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: a\nval: b\nnames: [cat]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has the splits train, val; name one, as in .*@train"):
+        check_data(tmp_path / "data.yaml")
+
+
+def test_a_table_that_its_reader_refuses(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,class,xmin,ymin,xmax,ymax\na.png,cat,1,2,x,4\n")
+    data = check_data(tmp_path / "a.csv")
+    assert serious(data.report) == {"annotations_refused": 1}
+    with pytest.raises(ValueError, match="cannot be read, and so not be repaired"):
+        data.repair()
 
 
 def test_blood_cells(shared_data: Path) -> None:

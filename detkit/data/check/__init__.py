@@ -1,7 +1,7 @@
 """Check a data set of any format before it costs days of training.
 
-Everything is asked of one neutral form, `Records`. COCO JSON is read leniently, record by record,
-the other formats by their own readers.
+Everything is asked of one neutral form, `Records`. COCO JSON is read leniently, record by record;
+the other formats by their own readers, and where those refuse leniently too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from detkit.data.auto import describe as describe_format
 from detkit.data.check.boxes import check_boxes, resized_sides, sizes_of_boxes
 from detkit.data.check.findings import CHECKS, Check, DataReport, Finding
 from detkit.data.check.labels import check_balance, check_ids, describe
+from detkit.data.check.loose import loose_voc, loose_yolo
 from detkit.data.check.pictures import (
     Picture,
     check_leaks,
@@ -147,17 +148,28 @@ def _read(
 ) -> Records | None:
     """Records of a source; None, and a finding, where they cannot be read."""
     found = _recognise(source, images, name)
+    settings = found.settings
     try:
         if found.format != "coco":
             return records_of(found.parse(), str(source))
-        file, folder = Path(found.settings["annotations"]), found.settings["images"]
-        content, dropped = load_coco(file)
-        names = [image["file_name"] for image in content["images"]]
-        folder = guess_folder(file, names) if folder is None else Path(folder)
-        return make_records(str(source), folder, content, dropped)
+        return _read_coco(str(source), Path(settings["annotations"]), settings["images"])
     except (AnnotationError, ImageReadError) as error:
-        report.add([Finding.of_texts("annotations_unreadable", [f"{source}: {error}"])])
-        return None
+        report.add([Finding.of_texts("annotations_refused", [f"{source}: {error}"])])
+    try:
+        if found.format == "voc":
+            return loose_voc(str(source), Path(settings["root"]), settings["split"])
+        if found.format == "yolo":
+            return loose_yolo(str(source), Path(settings["data"]), settings["split"])
+    except AnnotationError:
+        pass  # said above
+    return None
+
+
+def _read_coco(source: str, file: Path, images: str | Path | None) -> Records:
+    content, dropped = load_coco(file)
+    names = [image["file_name"] for image in content["images"]]
+    folder = guess_folder(file, names) if images is None else Path(images)
+    return make_records(source, folder, content, dropped)
 
 
 def _paths(records: Records) -> list[Path | None]:
@@ -198,8 +210,13 @@ def _recognise(source: str | Path, images: str | Path | None, name: str | None) 
         return describe_format(name, Path(path), split=split, images=images)
 
     found = find(split)
-    no_split = found.format == "voc" and split is None and splits_of(found)
-    return find(ALL) if no_split else found
+    splits = splits_of(found) if split is None else []
+    if found.format == "yolo" and len(splits) > 1:
+        named = f"{path}@{splits[0]}"
+        raise ValueError(f"{path} has the splits {', '.join(splits)}; name one, as in {named}")
+    if splits:
+        return find(ALL if found.format == "voc" else splits[0])
+    return found
 
 
 def _split_of(source: str) -> tuple[str, str | None]:

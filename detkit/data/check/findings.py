@@ -31,10 +31,14 @@ class Check(NamedTuple):
 _DROPPED = "correct them; --fix drops them"
 
 CHECKS = {
-    "annotations_unreadable": Check(
-        "error", "annotations that cannot be read", "correct the file, then check again"
+    "annotations_refused": Check(
+        "error",
+        "annotations at which training would stop",
+        "correct what is named; what else can be read is checked all the same",
     ),
-    "record_malformed": Check("error", "records with missing or wrong fields", _DROPPED),
+    "record_malformed": Check(
+        "error", "records or files that cannot be used", "correct them; --fix leaves them out"
+    ),
     "image_missing": Check(
         "error",
         "pictures that are not there",
