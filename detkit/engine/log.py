@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class RunLog:
 
     def __init__(self, folder: Path | None, *, resume_step: int) -> None:
         self.silent = folder is None
+        self._named: set[str] = set()  # files that a warning has named
         if folder is None:
             return
         self.path = folder / "metrics.jsonl"
@@ -66,6 +68,15 @@ class RunLog:
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
+
+    def write_skipped(self, step: int, files: Sequence[str]) -> None:
+        """Record pictures that could not be read; a warning names each file once."""
+        for file in dict.fromkeys(files):
+            if file not in self._named:
+                logger.warning("%s cannot be read: another picture takes its place", file)
+                self._named.add(file)
+        if files:
+            self.write("skipped", step, {"pictures_skipped": len(files), "files": list(files)})
 
     def close(self) -> None:
         """Flush and close both."""

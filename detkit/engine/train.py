@@ -135,6 +135,7 @@ def _train_epoch(
             state.batch += 1
             state.step += 1
             meter.step_done(len(batch))
+            log.write_skipped(state.step, batch.skipped)
             if state.step % config.log_every == 0:
                 record = {f"loss/{name}": value for name, value in values.items()}
                 record |= {"lr": rate, "grad_norm": norm, "boxes_dropped": batch.dropped}
