@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from detkit import cli
 from detkit.config import Recipe, recipe_to_yaml
@@ -239,6 +240,8 @@ def test_a_fault_is_named_counted_and_repaired(content: Content, tmp_path: Path,
     assert set(serious(again.report)) == left
     assert (len(again.records.images), len(again.records.boxes)) == (images, boxes)
     read_coco(fixed, tmp_path / "images")  # strictly
+    known = COCO(str(fixed))  # which keeps one record of each id
+    assert (len(known.getImgIds()), len(known.getAnnIds())) == (images, boxes)
 
 
 def test_a_repaired_box_is_where_it_was(content: Content, tmp_path: Path) -> None:
