@@ -133,7 +133,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         reason = type(error).__name__  # whose own message is advice to run the code in the file
         if isinstance(error, (RuntimeError, OSError)):
-            reason = str(error).partition("\n")[0][:120]
+            reason = str(error).partition("\n")[0].partition(". ")[0][:120]
         raise ValueError(
             f"{path} is damaged or no checkpoint ({reason}); give the best.pt or last.pt of a run"
         ) from None

@@ -63,11 +63,11 @@ class RunLog:
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()  # a killed run must show how far it came
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, step)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
 
     def write_skipped(self, step: int, files: Sequence[str]) -> None:
         """Record pictures that could not be read; a warning names each file once."""

@@ -101,7 +101,13 @@ def build_state(run: Run, *, with_weights: bool) -> State:
 
 
 def save_state(state: State, run: Run, *, best: bool) -> None:
-    """Write `last.pt`, and `best.pt` if this epoch is the best one; all processes call it."""
+    """Write `last.pt`, and `best.pt` if this epoch is the best one; all processes call it.
+
+    Raises:
+        FloatingPointError: a weight is not finite; the files stay as they are.
+        OSError: they cannot be written.
+    """
+    _check_finite(state)
     random = distributed.gather(_random_numbers(run.device)) if state.batch else []
     if not distributed.is_main():
         return
@@ -134,6 +140,17 @@ def save_state(state: State, run: Run, *, best: bool) -> None:
     }
     save_checkpoint(run.folder / "last.pt", replace(checkpoint, training=training))
     state.kept = state.step
+
+
+def _check_finite(state: State) -> None:
+    """Raise where the last step has spoilt the weights: nobody could go on from them."""
+    parameters = state.detector.named_parameters()
+    wrong = [name for name, each in parameters if not each.isfinite().all()]
+    if wrong:
+        raise FloatingPointError(
+            f"{len(wrong)} weights are not finite after step {state.step} (the first: {wrong[0]}); "
+            "lower train.optimizer.lr, set train.clip_norm or train.amp=off; last.pt is kept"
+        )
 
 
 def restore_state(state: State, run: Run) -> None:
