@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import numpy as np
 import torch
 
-from detkit.data import CocoDataset, EvalTransform, collate
+from detkit.data import CocoDataset, EvalTransform, ImageReadError, collate
 from detkit.detectors import Detector
 from detkit.engine.run import Run
 
@@ -30,7 +31,12 @@ def warn_of_pixels(detector: Detector, run: Run) -> None:
 def pixel_problem(detector: Detector, dataset: CocoDataset, transform: EvalTransform) -> str | None:
     """What is wrong with the normalisation of some pictures, or None."""
     indices = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int)
-    samples = [transform(dataset.with_proposals(None)[int(index)], 0) for index in indices]
+    dataset, samples = dataset.with_proposals(None), []
+    for index in indices:
+        with contextlib.suppress(ImageReadError):  # training will name it, or take another
+            samples.append(transform(dataset[int(index)], 0))
+    if not samples:
+        return None
     device = detector.mean.device
     values = torch.cat(
         [detector.normalize(collate([each], divisor=1).to(device)).flatten() for each in samples]
