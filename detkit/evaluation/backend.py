@@ -7,7 +7,6 @@ present (`ext-modules` in pyproject.toml). The environment variable DETKIT_EVALU
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +86,7 @@ def native_module() -> ModuleType | None:
 def load_native() -> tuple[ModuleType | None, str]:
     """The compiled module, or None and what is wrong."""
     try:
-        module = importlib.import_module("detkit.evaluation._native")
+        import detkit.evaluation._native as module  # an optional part, as a dependency can be
     except ModuleNotFoundError:
         return None, "no compiled module was built"
     except ImportError as error:
