@@ -217,7 +217,7 @@ def format_of(file: Path) -> str:
 def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every (format, path) that a folder holds."""
     pages = annotation_folder(folder)
-    if any(pages.glob("*.xml")) or any(pages.glob("*/*.xml")):
+    if any(pages.glob("*.xml")) or (pages != folder and any(pages.glob("*/*.xml"))):
         yield "voc", folder
     files = sorted(file for file in folder.iterdir() if file.is_file())
     for file in files:

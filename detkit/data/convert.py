@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -112,23 +112,26 @@ def convert(
         raise ValueError(f"pictures of {to} cannot be {placement!r}; {suggest(placement, allowed)}")
     check_replaceable(folder, overwrite=overwrite)
     splits = read_splits(sources, options or SourceOptions())
-    for source in splits.values():
-        if folder.resolve() in (source.images / "_").resolve().parents:
-            raise ValueError(f"{folder} holds the pictures of the source; write to another folder")
-    names = _place_names(splits, to=to, stay=placement == "reference")
+    origins = [_name_and_path(text)[1] for text in sources]
+    for origin in [*origins, *(source.images for source in splits.values())]:
+        if folder.resolve() in (origin.resolve(), *origin.resolve().parents):
+            raise ValueError(f"{folder} holds what is converted ({origin}); name another folder")
+    stay = placement == "reference"
+    below = "JPEGImages" if to == "voc" else "images"
+    images, names = _shared_names(splits) if stay else (folder / below, _new_names(splits, to))
+    if to in ("voc", "csv"):
+        _check_texts(itertools.chain(*(each.class_names for each in splits.values())), "class", to)
+        _check_texts(itertools.chain(*names.values()), "picture", to)
     result = Conversion(
         str(folder),
         {split: _words(source) for split, source in splits.items()},
         tuple(losses(splits, to)),
-        {
-            split: _recipe(splits, split, folder, to=to, stay=placement == "reference")
-            for split in splits
-        },
+        {split: _recipe(splits, split, folder, to=to, images=images) for split in splits},
     )
     with new_folder(folder) as aside:
         WRITERS[to](splits, aside, names)
-        if placement != "reference":
-            _place_pictures(splits, names, aside / _pictures_of(to), copy=placement == "copy")
+        if not stay:
+            _place_pictures(splits, names, aside / below, copy=placement == "copy")
         (aside / _RECORD).write_text(f"{result}\n", encoding="utf-8")
     return result
 
@@ -141,8 +144,8 @@ def read_splits(sources: Sequence[str], options: SourceOptions) -> dict[str, Ann
     """
     splits: dict[str, Recognised] = {}
     for text in sources:
-        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
-        for split, found in _recognise_splits(Path(path), name, options).items():
+        name, path = _name_and_path(text)
+        for split, found in _recognise_splits(path, name, options).items():
             if split in splits:
                 raise AnnotationError(
                     f"{path} is of the split {split!r}, and so is an earlier source; name the "
@@ -152,6 +155,12 @@ def read_splits(sources: Sequence[str], options: SourceOptions) -> dict[str, Ann
     read = {split: found.parse() for split, found in splits.items()}
     derived = all("classes" in found.settings for found in splits.values())
     return _with_same_classes(read, derived=derived and options.classes is None)
+
+
+def _name_and_path(source: str) -> tuple[str, Path]:
+    """A source without and with the name of its split: "a.json", "train=a.json"."""
+    name, _, path = ("", "", source) if Path(source).exists() else source.rpartition("=")
+    return name, Path(path)
 
 
 def _recognise_splits(path: Path, name: str, options: SourceOptions) -> dict[str, Recognised]:
@@ -259,14 +268,13 @@ def _words(source: Annotations) -> str:
 
 
 def _recipe(
-    splits: Mapping[str, Annotations], split: str, folder: Path, *, to: str, stay: bool
+    splits: Mapping[str, Annotations], split: str, folder: Path, *, to: str, images: Path
 ) -> str:
     """What to say in a recipe to read a split."""
     source = splits[split]
-    images = str(source.images if stay else folder / _pictures_of(to))
     settings: dict[str, Any] = {
-        "coco": {"annotations": str(folder / f"{split}.json"), "images": images},
-        "csv": {"annotations": str(folder / f"{split}.csv"), "images": images},
+        "coco": {"annotations": str(folder / f"{split}.json"), "images": str(images)},
+        "csv": {"annotations": str(folder / f"{split}.csv"), "images": str(images)},
         "voc": {"root": str(folder), "split": split},
         "yolo": {"data": str(folder / "data.yaml"), "split": split},
     }[to]
@@ -282,18 +290,24 @@ def _recipe(
     return text.strip()
 
 
-def _pictures_of(to: str) -> str:
-    return "JPEGImages" if to == "voc" else "images"
+def _shared_names(splits: Mapping[str, Annotations]) -> tuple[Path, dict[str, list[str]]]:
+    """A folder above all pictures, and their names below it, where they stay."""
+    folders = {source.images for source in splits.values()}
+    if len(folders) == 1:
+        return folders.pop(), {split: source.file_names for split, source in splits.items()}
+    shared = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    return Path(shared), {
+        split: [os.path.relpath(source.images / name, shared) for name in source.file_names]
+        for split, source in splits.items()
+    }
 
 
-def _place_names(splits: Mapping[str, Annotations], *, to: str, stay: bool) -> dict[str, list[str]]:
-    """The names of all pictures in the new folder, or where they stay.
+def _new_names(splits: Mapping[str, Annotations], to: str) -> dict[str, list[str]]:
+    """The names of all pictures in the new folder.
 
     Raises:
         AnnotationError: pictures whose annotations would have the same name.
     """
-    if stay:
-        return {split: source.file_names for split, source in splits.items()}
     names = {split: _names_inside(source) for split, source in splits.items()}
     places: dict[str, set[str]] = {}
     for split, source in splits.items():
@@ -314,13 +328,20 @@ def _place_names(splits: Mapping[str, Annotations], *, to: str, stay: bool) -> d
 
 
 def _names_inside(source: Annotations) -> list[str]:
-    """Names of the pictures that cannot lead out of a folder."""
-    paths = [PurePosixPath(name) for name in source.file_names]
-    if not any(path.is_absolute() or ".." in path.parts for path in paths):
-        return [str(path) for path in paths]
-    absolute = [os.path.abspath(source.images / path) for path in paths]
-    shared = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    return [os.path.relpath(path, shared) for path in absolute]
+    """Names of the pictures below the deepest folder that holds them all."""
+    paths = [os.path.abspath(source.images / name) for name in source.file_names]
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [PurePosixPath(os.path.relpath(path, shared)).as_posix() for path in paths]
+
+
+def _check_texts(texts: Iterable[str], what: str, to: str) -> None:
+    """Raise where a text would not be read back as it is."""
+    for text in texts:
+        if text != text.strip() or not text or not text.isprintable():
+            raise AnnotationError(
+                f"{what} {text!r} is empty, begins or ends with a space, or has characters that "
+                f"are no text: {to} cannot hold that; rename it"
+            )
 
 
 def _place_pictures(

@@ -26,8 +26,9 @@ from detkit.data.yolo import label_file
 Writer = Callable[[Mapping[str, Annotations], Path, Mapping[str, Sequence[str]]], None]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# Of a fraction: a corner is wrong by at most 0.75e-8 of the picture, or 1e-3 px of 130,000
-_DIGITS = 8
+# Of a fraction: a corner is wrong by at most 0.75e-10 of the picture, 1e-6 px of 10,000, so that
+# whole pixels come back as such
+_DIGITS = 10
 
 
 def write_coco(

@@ -12,13 +12,10 @@ import cv2
 import numpy as np
 
 from detkit.data import ImageReadError, read_image
+from detkit.data.pictures import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 DEFAULT_FPS = 25.0  # of cameras and files that do not say
 
