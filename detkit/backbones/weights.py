@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from detkit.files import damaged_member
 from detkit.registry import suggest
 
 StateDict = dict[str, Tensor]
@@ -141,6 +142,8 @@ def load_weights_file(path: str | Path) -> StateDict:
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         reason = str(error).partition("\n")[0].strip() or type(error).__name__
         raise ValueError(f"cannot read weights from {path}: {reason[:200]}") from error
+    if (member := damaged_member(path)) is not None:
+        raise ValueError(f"{path} is damaged (wrong checksum of {member}); fetch it again")
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -261,7 +261,8 @@ def test_other_classes_start_anew(publish, theirs, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "coco was trained on 7 classes, not 3: its last layers start anew"
+        "coco was trained on 7 classes, not 3: its last layers start anew "
+        "(roi.head.cls_score, roi.head.bbox_pred)"
     )
 
 

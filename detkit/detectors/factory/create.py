@@ -92,9 +92,10 @@ def load_detector_weights(detector: Detector, weights: str, config: ModelConfig)
         rows = _class_rows(config)
         given, wanted = (_num_classes(each, rows) for each in (state, own))
         if given is not None and given != wanted:
+            anew = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in rows))
             logger.warning(
-                "%s was trained on %d classes, not %d: its last layers start anew",
-                weights, given, wanted,
+                "%s was trained on %d classes, not %d: its last layers start anew (%s)",
+                weights, given, wanted, anew,
             )  # fmt: skip
             state |= {key: own[key] for key in rows}
     load_into(detector, state, source=weights)

@@ -1,0 +1,189 @@
+"""Transfer learning with the recipes for it: what is taken over, what stays, and what starts anew.
+
+The published files are random ones of smaller networks, in torch.hub's cache with their own hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from detkit.backbones import weights as backbone_weights
+from detkit.config import Recipe, load_recipe
+from detkit.detectors import create_detector
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+Publish = Callable[[nn.Module], dict[str, Tensor]]
+SMALL = (
+    "model.backbone.name=resnet18",
+    "model.roi.hidden=16",
+    "data.resize={shortest: null, longest: 64}",
+    "data.workers=0",
+    "train.epochs=1",
+    "train.batch_size=3",
+    "train.amp=off",
+    "train.schedule={name: constant, warmup_steps: 0}",
+)
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Put the weights of a network into the cache as if they were the published file."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def put(module: nn.Module) -> dict[str, Tensor]:
+        buffer = io.BytesIO()
+        torch.save(module.state_dict(), buffer)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+        url = f"https://example.invalid/models/published-{digest}.pth"
+        (folder / url.rpartition("/")[2]).write_bytes(buffer.getvalue())
+        monkeypatch.setattr(backbone_weights, "published_url", lambda model, name: url)
+        return module.state_dict()
+
+    return put
+
+
+@pytest.fixture
+def small(tiny_data: Any) -> Callable[..., Recipe]:
+    """`small("transfer_coco", "key=value")`: that recipe on tiny data of three classes."""
+
+    def load(name: str, *overrides: str) -> Recipe:
+        places = [
+            f"data.{role}.{key}={value}"
+            for role in ("train", "val")
+            for key, value in tiny_data._asdict().items()
+        ]
+        return load_recipe(CONFIGS / f"{name}.yaml", [*SMALL, *places, *overrides])
+
+    return load
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor], prefix: str) -> set[bool]:
+    """Whether the weights of a part have changed: {True}, {False} or both."""
+    names = [name for name in before if name.startswith(prefix) and before[name].ndim > 1]
+    assert names, prefix
+    return {not torch.equal(before[name], after[name]) for name in names}
+
+
+def rates(content: dict[str, Any]) -> list[float]:
+    groups = content["training"]["optimizer"]["param_groups"]
+    return sorted({group["initial_lr"] for group in groups}, reverse=True)
+
+
+def test_from_an_imagenet_backbone(
+    publish: Publish,
+    small: Callable[..., Recipe],
+    run: Callable[..., Path],
+    content: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """The stem and the first stage stay those of the file, the other stages move at low rates."""
+    torch.manual_seed(5)
+    published = publish(resnet18())
+    last = content(run(small("transfer_imagenet"), tmp_path / "run") / "last.pt")
+    backbone = {
+        name.removeprefix("backbone."): value
+        for name, value in last["model"].items()
+        if name.startswith("backbone.")
+    }
+    for part in ("conv1", "layer1"):
+        assert moved(published, backbone, part) == {False}
+    for part in ("layer2", "layer3", "layer4"):
+        assert moved(published, backbone, part) == {True}
+        name = f"{part}.0.conv1.weight"
+        near = (backbone[name] - published[name]).abs().max()
+        assert near < 3 * 3 * 1e-4  # three steps of a tenth of the rate: it began at the file
+    # 1e-3 of what is new; 1e-4 of the backbone, times 0.8 for each stage from its end
+    assert rates(last) == pytest.approx([1e-3, 0.8e-4, 0.64e-4, 0.512e-4])
+
+
+def published_detector() -> nn.Module:
+    """Torchvision's Faster R-CNN of 91 classes on a smaller network."""
+    torch.manual_seed(5)
+    body = _resnet_fpn_extractor(resnet18(norm_layer=FrozenBatchNorm2d), 3)
+    head, predictor = TwoMLPHead(256 * 7 * 7, 16), FastRCNNPredictor(16, 91)
+    return FasterRCNN(body, box_head=head, box_predictor=predictor)
+
+
+def test_from_a_coco_detector_with_other_classes(
+    publish: Publish,
+    small: Callable[..., Recipe],
+    run: Callable[..., Path],
+    content: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All but the last layers begin as in the file; a line says which do not."""
+    published = publish(published_detector())
+    with caplog.at_level(logging.WARNING):
+        last = content(run(small("transfer_coco"), tmp_path / "run") / "last.pt")
+    (line,) = [text for text in caplog.messages if "classes" in text]
+    assert line == (
+        "coco was trained on 90 classes, not 3: its last layers start anew "
+        "(roi.head.cls_score, roi.head.bbox_pred)"
+    )
+    found = last["model"]
+    first = published["backbone.body.conv1.weight"]
+    assert torch.equal(found["backbone.conv1.weight"], first)  # frozen
+    for ours, theirs in {
+        "neck.inner_blocks.0.0.weight": "backbone.fpn.inner_blocks.0.0.weight",
+        "rpn.head.conv.weight": "rpn.head.conv.0.0.weight",
+        "roi.head.fc6.weight": "roi_heads.box_head.fc6.weight",
+    }.items():
+        distance = (found[ours] - published[theirs]).norm() / published[theirs].norm()
+        assert 0 < distance < 0.2  # it has learned, but began there
+    assert found["roi.head.cls_score.weight"].shape == (4, 16)
+    assert rates(last) == pytest.approx([5e-3, 5e-4])
+
+
+def test_from_an_own_detector_with_other_classes(
+    tiny_recipe: Callable[..., Recipe],
+    straight: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: Callable[[Path], dict[str, Any]],
+) -> None:
+    """Its checkpoint is taken for weights, also that of another version of the format."""
+    given = content(straight / "best.pt")
+    path = tmp_path / "other.pt"
+    torch.save({**given, "format": 99}, path)
+    recipe = tiny_recipe(f"model.weights={path}")
+    found = create_detector(recipe.model, num_classes=5).state_dict()
+    assert f"{path} was trained on 3 classes, not 5" in caplog.text
+    last = ("roi.head.cls_score.", "roi.head.bbox_pred.")
+    for name, value in given["model"].items():
+        assert name.startswith(last) or torch.equal(found[name], value), name
+
+
+def test_what_does_not_fit_is_listed(tiny_recipe: Callable[..., Recipe], straight: Path) -> None:
+    """Half a network would look like a whole one: it is refused, with what is of another shape."""
+    recipe = tiny_recipe(f"model.weights={straight / 'best.pt'}", "model.fpn.channels=8")
+    with pytest.raises(ValueError, match=r"do not fit RegionProposal: \d+ of another shape \(ne"):
+        create_detector(recipe.model, num_classes=3)
+
+
+def test_weights_with_a_wrong_bit_are_refused(
+    tiny_recipe: Callable[..., Recipe], straight: Path, tmp_path: Path
+) -> None:
+    data = bytearray((straight / "best.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "best.pt").write_bytes(data)
+    recipe = tiny_recipe(f"model.weights={tmp_path / 'best.pt'}")
+    with pytest.raises(ValueError, match="is damaged \\(wrong checksum of"):
+        create_detector(recipe.model, num_classes=3)
