@@ -5,14 +5,22 @@ H and W are the height and width of the picture as it is shown, after its EXIF o
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
+
+MAX_IMAGE_PIXELS = 2**29  # 23,170 x 23,170: 1.6 GB as RGB, and as much again while it is decoded
 
 _START, _SCAN, _END = 0xD8, 0xDA, b"\xff\xd9"  # JPEG markers SOI, SOS, EOI
 _WITHOUT_LENGTH = {0x01, _START, *range(0xD0, 0xD8)}  # markers that stand alone: TEM, SOI, RSTn
+_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, without DHT, JPG and DAC
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class ImageReadError(ValueError):
@@ -27,7 +35,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a picture of any colour model as RGB.
 
     The EXIF orientation is applied, grey is repeated, alpha is dropped, 16 bits become 8, and of
-    an animation the first frame is taken.
+    an animation, or of several pages, the first is taken. A picture whose header claims more than
+    `MAX_IMAGE_PIXELS` is refused before any memory is taken for it.
 
     Returns:
         `[H, W, 3]` uint8, RGB.
@@ -41,6 +50,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageReadError(f"cannot read image {path}: {error.strerror or error}") from None
     if not data:
         raise ImageReadError(f"cannot read image {path}: the file is empty")
+    _check_claim(data, path)
     if is_truncated_jpeg(data):  # a decoder may return it with the missing part grey
         raise ImageReadError(f"cannot decode image {path}: truncated JPEG (no end-of-image marker)")
     try:
@@ -61,18 +71,52 @@ def is_truncated_jpeg(data: bytes) -> bool:
     """
     if data[:2] != bytes((0xFF, _START)):
         return False
-    return data.rfind(_END, _scan_position(data)) < 0
+    return data.rfind(_END, _segment(data, {_SCAN})) < 0
 
 
-def _scan_position(data: bytes) -> int:
-    """Where the first scan of a JPEG begins, or 0 where the header cannot be followed."""
+def claimed_pixels(data: bytes) -> int:
+    """How many pixels the header of a picture claims; 0 where it does not say.
+
+    The two usual formats are read here, which costs microseconds, others by Pillow, which does not
+    decode either. What Pillow does not know has the limit of OpenCV, 2**30.
+    """
+    if data.startswith(_PNG) and data[12:16] == b"IHDR":
+        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    if data[:2] == bytes((0xFF, _START)) and (frame := _segment(data, _FRAME)):
+        height, width = data[frame + 5 : frame + 7], data[frame + 7 : frame + 9]
+        return int.from_bytes(height, "big") * int.from_bytes(width, "big")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that are allowed here
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.width * picture.height
+    except Image.DecompressionBombError as error:  # of a lower limit; it names the number
+        claim = re.search(r"\d+", str(error))
+        return int(claim.group()) if claim else 0
+    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError):
+        return 0  # the decoder will say what is wrong with it
+
+
+def _check_claim(data: bytes, path: str | os.PathLike[str]) -> None:
+    pixels = claimed_pixels(data)
+    if pixels > MAX_IMAGE_PIXELS:
+        raise ImageReadError(
+            f"cannot read image {path}: its header claims {pixels} pixels in {len(data)} bytes, "
+            f"MAX_IMAGE_PIXELS is {MAX_IMAGE_PIXELS}; cut it into tiles, if it is a picture at all"
+        )
+
+
+def _segment(data: bytes, wanted: set[int]) -> int:
+    """Where the first of some segments of a JPEG begins; 0 where the header cannot be followed."""
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
             return 0  # junk between segments
         marker = data[position + 1]
-        if marker == _SCAN:
+        if marker in wanted:
             return position
+        if marker == _SCAN:
+            return 0  # pixels, and no such segment before
         if marker == 0xFF:  # a fill byte
             position += 1
         elif marker in _WITHOUT_LENGTH:
