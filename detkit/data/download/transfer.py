@@ -95,8 +95,8 @@ def fetch(
     except KeyboardInterrupt:
         kept = f"{part.size / 1e6:.1f} MB are kept in {part.data}; the same command goes on there"
         raise KeyboardInterrupt(kept) from None
+    part.validator.unlink(missing_ok=True)
     os.replace(part.data, target)
-    part.remove()
 
 
 def _receive_all(
