@@ -251,7 +251,8 @@ def _read_labels(file: Path, names: Mapping[int, str]) -> tuple[np.ndarray, int]
     numbers = to_numbers(rows, _BOX, place)
     raise_first(
         f"{place(index)}: class {rows[index][0]} is not among the {len(names)} classes of the yaml"
-        for index in np.flatnonzero(~np.isin(numbers[:, 0], list(names))).tolist()
+        for index, label in enumerate(numbers[:, 0].tolist())
+        if label not in names
     )
     raise_first(
         f"{place(index)}: {' '.join(rows[index][1:])} are not fractions of the picture (0..1); "
