@@ -6,8 +6,10 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,13 @@ class RunLog:
         if folder is None:
             return
         self.path = folder / "metrics.jsonl"
+        self._hook = threading.excepthook
         self._open(resume_step)
 
     def _open(self, resume_step: int) -> None:
         write_atomically(self.path, "".join(_lines_until(self.path, resume_step)))
         self._file = self.path.open("a", encoding="utf-8")
+        threading.excepthook = partial(_report_thread, self._hook)
         # Ctrl-C inside the queue's lock can make the board's thread miss the call to end: close()
         # then waits until it looks again, by default after two minutes
         self._board = SummaryWriter(str(self.path.parent), purge_step=resume_step + 1, flush_secs=5)
@@ -85,6 +89,14 @@ class RunLog:
         for each in (self._file, self._board):
             with contextlib.suppress(OSError):  # of what `write` has complained about before
                 each.close()
+        threading.excepthook = self._hook
+
+
+def _report_thread(report: Callable[[Any], Any], arguments: threading.ExceptHookArgs) -> None:
+    """Leave out the traceback of the board's thread: the next `write` raises its error."""
+    ours = type(arguments.thread).__name__ == "_AsyncWriterThread"
+    if not (ours and isinstance(arguments.exc_value, OSError)):
+        report(arguments)
 
 
 class StepMeter:

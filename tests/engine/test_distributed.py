@@ -1,11 +1,13 @@
-"""Two processes on the CPU compute what one does."""
+"""Several processes on the CPU compute what one does, also after some of them were ended."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkit.config import Recipe, recipe_to_yaml
+from detkit.config import Recipe, build_recipe, load_recipe, recipe_to_yaml
 from detkit.data import CocoDataset
 from detkit.detectors import create_detector
 from detkit.engine import distributed, state
@@ -32,17 +34,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, *map(str, arguments)],
+def start(*arguments: object, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, f"--max-restarts={restarts}", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
+
+
+def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    started = start(*arguments, processes=processes)
+    out, err = started.communicate(timeout=300)
+    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
 def measured(recipe: Recipe, detector: torch.nn.Module) -> tuple[CocoDataset, Evaluation]:
@@ -154,6 +161,175 @@ def test_training_by_two(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> 
     _, alone = measured(recipe, last.detector())
     assert alone.result.as_dict() == last.metrics
     assert last.metrics["AR100"] > 0
+
+
+def test_a_process_without_boxes_neither_waits_nor_fails(ranks: list[dict[str, Any]]) -> None:
+    """Every weight has its gradient on both, so that neither waits for one that never comes."""
+    first, second = (rank["empty"] for rank in ranks)
+    assert list(first) == ["region_proposal", "retinanet", "fcos", "task_aligned"]
+    for name, gradient in first.items():
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(second[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------------- the same as one process
+
+
+@pytest.fixture(scope="module")
+def joint_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images in batches of eight and four; losses are means over the images."""
+    tree = {
+        "name": "joint",
+        "data": {
+            "train": {"format": "synthetic", "num_images": 12, "image_size": [64, 64]},
+            "resize": {"shortest": None, "longest": 64},
+            "workers": 0,
+        },
+        "model": {
+            "detector": "retinanet",
+            "backbone": {
+                "name": "resnet18",
+                "width": 8,
+                "norm": "frozen_batch",
+                "out_indices": [2, 3],
+            },
+            "fpn": {"channels": 16, "extra": None},
+            "retinanet": {"anchor_sizes": [[16], [32]], "convs": 1},
+        },
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            "optimizer": {"name": "sgd", "lr": 0.005},
+            "schedule": {"name": "constant", "warmup_steps": 0},
+            "clip_norm": 1.0,
+            "amp": "off",
+            "log_every": 1,
+        },
+    }
+    path = tmp_path_factory.mktemp("joint") / "joint.yaml"
+    path.write_text(recipe_to_yaml(build_recipe(tree)), encoding="utf-8")
+    return path
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    training = load_checkpoint(folder / "last.pt").training
+    assert training is not None
+    weights: dict[str, torch.Tensor] = training["detector"]
+    return weights
+
+
+@pytest.fixture(scope="module")
+def alone(
+    joint_recipe: Path, run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return run(load_recipe(joint_recipe), tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_training_is_that_of_one_process(
+    processes: int, joint_recipe: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Six steps in float32, of which every second is on half a batch: equal but for rounding.
+
+    The weights move by a thousand times of what they may differ.
+    """
+    done = torchrun("tools/train.py", joint_recipe, "--out", tmp_path, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    torch.manual_seed(0)
+    first = create_detector(load_recipe(joint_recipe).model, num_classes=10).state_dict()
+    found, expected = weights_of(tmp_path / "joint"), weights_of(alone)
+    moved = max(float((expected[name] - first[name]).abs().max()) for name in expected)
+    assert moved > 1e-3
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------- interruptions
+
+LONG = ("train.epochs=30", "data.train.num_images=24", "--save-every=7")
+
+
+@pytest.fixture(scope="module")
+def long_run(joint_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ninety steps by two processes without interruption."""
+    folder = tmp_path_factory.mktemp("long")
+    done = torchrun("tools/train.py", joint_recipe, *LONG, "--out", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "joint"
+
+
+def steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_steps(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while steps(folder) < count:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def pid_of_rank(rank: int, launcher: int) -> int:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone meanwhile
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_killed_process_is_made_good_by_a_restart(
+    joint_recipe: Path,
+    long_run: Path,
+    content: Callable[[Path], dict[str, Any]],
+    records: Callable[[Path], list[dict[str, Any]]],
+    difference: Callable[[Any, Any], str | None],
+    tmp_path: Path,
+) -> None:
+    """The same command goes on from the last saving, to the bit."""
+    command = ("tools/train.py", joint_recipe, *LONG, "--resume", "auto", "--out", tmp_path)
+    process = start(*command, restarts=3)
+    wait_for_steps(tmp_path / "joint", 9, process)
+    os.kill(pid_of_rank(1, process.pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    assert "error: another process of this training has ended" in err
+    found, expected = content(tmp_path / "joint" / "last.pt"), content(long_run / "last.pt")
+    assert difference(expected, found) is None
+    assert difference(records(long_run), records(tmp_path / "joint")) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM here")
+def test_sigterm_to_the_launcher_saves_once_and_going_on_gives_the_same_bits(
+    joint_recipe: Path,
+    long_run: Path,
+    content: Callable[[Path], dict[str, Any]],
+    records: Callable[[Path], list[dict[str, Any]]],
+    difference: Callable[[Any, Any], str | None],
+    tmp_path: Path,
+) -> None:
+    """Within an epoch: the random numbers of both processes are kept."""
+    folder = tmp_path / "joint"
+    process = start("tools/train.py", joint_recipe, *LONG, "--out", tmp_path)
+    wait_for_steps(folder, 10, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count(f"terminated; go on with --resume {folder}") == 2
+    stopped = content(folder / "last.pt")["training"]
+    assert stopped["step"] == steps(folder) < 90  # nothing is done again
+    assert len(stopped["random"]) == (2 if stopped["batch"] else 0)
+    done = torchrun("tools/train.py", "--resume", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert difference(content(long_run / "last.pt"), content(folder / "last.pt")) is None
+    assert difference(records(long_run), records(folder)) is None
 
 
 # ------------------------------------------------------------------------------- without torchrun

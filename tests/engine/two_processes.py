@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -24,7 +26,7 @@ from detkit.engine.data import build_dataset, eval_loader, train_loader
 from detkit.engine.evaluate import evaluate
 from detkit.engine.train import _parallel
 from detkit.ops import Sample, sampling
-from detkit.structures import Batch
+from detkit.structures import Batch, Target
 
 CPU = torch.device("cpu")
 
@@ -55,12 +57,44 @@ def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad()
     with patch.object(sampling, "sample_balanced", first_candidates):
         losses = model(batch)
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     return {
         name.removeprefix("module."): parameter.grad.clone()
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
+
+
+ONE_STAGE = {"backbone": {"name": "resnet18", "width": 8}, "fpn": {"channels": 16}}
+DETECTORS: dict[str, dict[str, Any]] = {
+    "region_proposal": {**ONE_STAGE, "roi": {"hidden": 8}},
+    "retinanet": ONE_STAGE,
+    "fcos": ONE_STAGE,
+    "task_aligned": ONE_STAGE,
+}
+
+
+def one_rank_without_boxes(dataset: CocoDataset, rank: int) -> dict[str, Tensor]:
+    """Of each detector all gradients, where only the first process has boxes."""
+    found = {}
+    for name, settings in DETECTORS.items():
+        torch.manual_seed(0)
+        detector = create_detector({"detector": name, **settings}, num_classes=3)
+        batch = collate([EvalTransform(shortest=None, longest=64)(dataset[i], 0) for i in (0, 1)])
+        assert batch.targets is not None
+        if rank == 1:
+            none = tuple(
+                Target(t.boxes[:0], t.labels[:0], t.image_id, t.crowd[:0], t.area[:0])
+                for t in batch.targets
+            )
+            batch = replace(batch, targets=none)
+        model = _parallel(detector, CPU)
+        for _ in range(2):  # what was left out of the first would be missed in the second
+            torch.stack(list(model(batch).values())).sum().backward()
+        learning = [each for each in detector.parameters() if each.requires_grad]
+        found[name] = torch.cat([each.grad.flatten() for each in learning if each.grad is not None])
+        assert len(found[name]) == sum(map(torch.numel, learning))
+    return found
 
 
 def shared_buffers(rank: int) -> Tensor:
@@ -98,6 +132,7 @@ def main(recipe_file: str, folder: str) -> None:
                 _parallel(double, CPU), batch_of(dataset, range(4 * rank, 4 * rank + 4))
             ),
             "buffers": shared_buffers(rank),
+            "empty": one_rank_without_boxes(dataset, rank),
         }
         loader = eval_loader(recipe, dataset, pin_memory=False)
         result["read"] = [[t.image_id for t in batch.targets or ()] for batch in loader]
