@@ -490,7 +490,7 @@ def straight(trainer: Trainer) -> dict[str, Any]:
 def _row(name: str, how: str, outcome: Outcome, also: str = "") -> str:
     ended = f"exit {outcome.code}: {outcome.lines[-1]}" if outcome.lines else "gone"
     lost = ", ".join(filter(None, (f"{outcome.lost} steps" if outcome.lost else "", also)))
-    result = "mended, the same bits in the end" if outcome.same else "ANOTHER RESULT"
+    result = "mended, the same bits in the end" if outcome.same else "another result"
     return f"| {name} | {how} | {ended} | {lost or 'nothing'}; {result} |"
 
 

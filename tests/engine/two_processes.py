@@ -99,6 +99,7 @@ def one_rank_without_boxes(dataset: CocoDataset, rank: int) -> dict[str, Tensor]
 
 def shared_buffers(rank: int) -> Tensor:
     norm = nn.BatchNorm2d(2)
+    assert norm.running_mean is not None
     norm.running_mean += rank + 1
     distributed.share_buffers(norm)
     return norm.running_mean
