@@ -239,6 +239,10 @@ def losses(splits: Mapping[str, Annotations], to: str) -> list[str]:
         for what, (values, first) in numbers.items():
             if values is not None and (values != first + np.arange(len(values))).any():
                 ids.add(what)
+        if to == "yolo" and source.file_names != sorted(source.file_names):
+            ids.add("image")
+        if truth.gt_ids is not None and (np.diff(truth.gt_image_index) < 0).any():
+            ids.add("annotation")  # they will be in the order of the pictures
         if to == "csv":
             continue
         counts["area of objects, other than that of their box"] += int(has_own_area(source).sum())
