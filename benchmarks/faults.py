@@ -301,6 +301,8 @@ class Fault:
     also: str = ""
 
 
+MENDED_BY_COPY = "nothing with a copy of it, without one all but the weights of best.pt"
+
 FAULTS = (
     Fault(
         "Ctrl-C", "SIGINT in step 5", 130, "interrupted; go on with --resume runs/tiny",
@@ -345,7 +347,7 @@ FAULTS = (
         partial(remove_folder, path="runs/tiny"), also="the log up to there",
     ),
     *(
-        Fault(f"checkpoint {name}", f"last.pt of step 5: {how}", 2, line, damage=damage)
+        Fault(f"checkpoint {name}", f"last.pt of step 5: {how}", 2, line, damage=damage, also=MENDED_BY_COPY)
         for name, how, line, damage in (
             ("cut", "second half gone", "last.pt is damaged or no checkpoint (", cut),
             ("empty", "0 bytes", "last.pt is damaged or no checkpoint (", empty),
