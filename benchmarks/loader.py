@@ -12,8 +12,9 @@ saturation and hue; "mosaic" puts four pictures together first. Ultralytics take
 installed, with its own default settings: its mosaic has the same four pictures, but three of them
 from a buffer of decoded ones, so that it decodes one where the others decode four.
 
-With `--memory`: the memory of all processes (proportional set size: shared pages count once) after
-each epoch over a generated annotation file, with four workers.
+With `--memory`: the memory of all processes (proportional set size: shared pages count once; without
+libraries, whose share depends on other programs) in each epoch over a generated annotation file,
+with four workers.
 """
 
 from __future__ import annotations
@@ -198,11 +199,14 @@ def compare(folder: Path, *, mosaic: bool, names: list[str], rounds: int, images
 
 
 def proportional_memory(pids: list[int]) -> float:
-    """MiB of some processes, what they share counted once."""
-    total = 0
+    """MiB of some processes, what they share counted once; without the files that are mapped.
+
+    The share in libraries changes with who else on the machine uses them.
+    """
+    total, counted = 0, ("Pss_Anon:", "Pss_Shmem:")
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(counted))
     return total / 1024
 
 
