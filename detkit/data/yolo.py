@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -100,9 +100,11 @@ def parse_yolo(data: str | Path, *, split: str | None = None) -> Annotations:
 
 def label_file(picture: str) -> str:
     """Where the labels of a picture are: the last folder `images` of its path becomes `labels`."""
-    stem = os.path.splitext(picture)[0]
-    before, images, after = stem.rpartition(f"{os.sep}images{os.sep}")
-    return f"{before}{os.sep}labels{os.sep}{after}.txt" if images else f"{stem}.txt"
+    *folders, name = PurePath(picture).with_suffix(".txt").parts
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        folders[last] = "labels"
+    return str(PurePath(*folders, name))
 
 
 def load_data_yaml(data: Path) -> dict[str, Any]:

@@ -443,6 +443,26 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = str(write(tmp_path))
+    convert([path], tmp_path / "out", to="coco")
+    before = sorted(tmp_path.rglob("*"))
+    rename, places = Path.rename, []
+
+    def fails_once(self: Path, target: Path) -> Path:
+        places.append(target)
+        if len(places) == 2:  # the old folder is out of the way, the new one is to come
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(PermissionError):
+        convert([path], tmp_path / "out", to="yolo", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_class_name_that_a_format_cannot_keep(tmp_path: Path):
     content = coco_content()
     content["categories"][0]["name"] = " dog"

@@ -258,6 +258,13 @@ def test_the_picture_has_the_name_of_the_file_or_the_one_it_says(tmp_path: Path)
     assert [dataset.path(index).name for index in range(3)] == ["a.png", "b.png", "other.png"]
 
 
+def test_pictures_of_one_name_in_several_folders(tmp_path: Path):
+    root = write(tmp_path, {"a": page(thing()), "deep/a": page(thing()), "z/a": page(thing())})
+    dataset = read_voc(root)
+    expected = [root / "JPEGImages" / f"{name}.png" for name in ("a", "deep/a", "z/a")]
+    assert [dataset.path(index) for index in range(3)] == expected
+
+
 def test_two_pictures_of_one_name(tmp_path: Path):
     root = write(tmp_path, {"a": page(thing(), head="<filename>a.jpg</filename>")})
     picture(root / "JPEGImages" / "a.bmp")

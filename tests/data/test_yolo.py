@@ -128,6 +128,14 @@ def test_where_pictures_are(tmp_path: Path, place: str, found: list[str]):
     assert dataset.report.boxes == 2 * ("b" in found) + (found.count("a") == 2)
 
 
+def test_a_yaml_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, LABELS)
+    monkeypatch.chdir(tmp_path)
+    dataset = read_yolo("data.yaml", split="train")
+    assert dataset.report.boxes == 2
+    assert dataset.path(1) == tmp_path / "images/train/b.jpg"
+
+
 def test_an_absolute_path(tmp_path: Path):
     data = write(tmp_path, LABELS, f"path: {tmp_path}\ntrain: images/train\nnames: [cat, dog]\n")
     elsewhere = tmp_path / "yaml" / "my.yaml"
@@ -140,7 +148,8 @@ def test_an_absolute_path(tmp_path: Path):
     ("picture_path", "expected"),
     [
         ("a/images/b/c.jpg", "a/labels/b/c.txt"),
-        ("images/x/images/c.d.png", "images/x/labels/c.d.txt"),  # the last one
+        ("/a/images/x/images/c.d.png", "/a/images/x/labels/c.d.txt"),  # the last one
+        ("images/c.jpg", "labels/c.txt"),
         ("/images/c.jpg", "/labels/c.txt"),
         ("a/my_images/c.jpg", "a/my_images/c.txt"),  # beside it
     ],
