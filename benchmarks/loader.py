@@ -12,9 +12,9 @@ saturation and hue; "mosaic" puts four pictures together first. Ultralytics take
 installed, with its own default settings: its mosaic has the same four pictures, but three of them
 from a buffer of decoded ones, so that it decodes one where the others decode four.
 
-With `--memory`: the memory of all processes (proportional set size: shared pages count once; without
-libraries, whose share depends on other programs) in each epoch over a generated annotation file,
-with four workers.
+With `--memory`: the memory of all processes (proportional set size: shared pages count once, and
+libraries not at all, because their share depends on other programs) in each epoch over a generated
+annotation file, with four workers.
 """
 
 from __future__ import annotations
