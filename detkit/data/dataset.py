@@ -251,6 +251,7 @@ class CocoDataset:
             gt_boxes_xywh=truth.gt_boxes_xywh[kept],
             gt_area=truth.gt_area[kept],
             gt_crowd=truth.gt_crowd[kept],
+            gt_ids=None if truth.gt_ids is None else truth.gt_ids[kept],
         )
         names = PackedStrings.pack([self._file_names[int(index)] for index in indices])
         some = CocoDataset(self.images, names, self._sizes[indices], truth, self.class_names)

@@ -318,7 +318,13 @@ def test_a_subset_keeps_the_classes(tmp_path: Path):
     part = dataset.subset(1)
     assert (len(part), part.report.boxes, part.class_names) == (1, 3, ("cat", "dog"))
     np.testing.assert_array_equal(part[0].boxes, dataset[0].boxes)
-    assert len(coco_ground_truth(part).gt_label) == 3
+    truth = coco_ground_truth(part)
+    assert len(truth.gt_label) == 3
+    assert truth.gt_ids is not None
+    assert len(truth.gt_ids) == 3
+    other = dataset.select(np.array([1]))  # the rest: no truth is in both
+    assert (len(other), len(coco_ground_truth(other).gt_label)) == (1, 1)
+    np.testing.assert_array_equal(other[0].boxes, dataset[1].boxes)
     assert len(dataset.subset(10)) == 2
     with pytest.raises(ValueError, match="at least 1"):
         dataset.subset(0)
