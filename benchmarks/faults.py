@@ -347,7 +347,10 @@ FAULTS = (
         partial(remove_folder, path="runs/tiny"), also="the log up to there",
     ),
     *(
-        Fault(f"checkpoint {name}", f"last.pt of step 5: {how}", 2, line, damage=damage, also=MENDED_BY_COPY)
+        Fault(
+            f"checkpoint {name}", f"last.pt of step 5: {how}", 2, line,
+            damage=damage, also=MENDED_BY_COPY,
+        )
         for name, how, line, damage in (
             ("cut", "second half gone", "last.pt is damaged or no checkpoint (", cut),
             ("empty", "0 bytes", "last.pt is damaged or no checkpoint (", empty),
