@@ -74,7 +74,7 @@ def imported_modules(sources: Mapping[str, str], module: str) -> set[str]:
     for node in ast.walk(ast.parse(sources[module])):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for name in imported_names(node, package):
-                if name == "detkit.__version__":
+                if name in ("detkit.__version__", NATIVE):
                     continue
                 while name and name not in sources:
                     name = name.rpartition(".")[0]
