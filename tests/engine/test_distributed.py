@@ -286,7 +286,7 @@ def pid_of_rank(rank: int, launcher: int) -> int:
 
 @pytest.mark.skipif(
     "DETKIT_TEST_ELASTIC" not in os.environ,
-    reason="restarted processes at times wait for each other in gloo; DETKIT_TEST_ELASTIC=1 runs it",
+    reason="gloo does not always reconnect restarted processes; DETKIT_TEST_ELASTIC=1 runs it",
 )
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_killed_process_is_made_good_by_a_restart(
