@@ -152,21 +152,10 @@ def _basic_interval(estimate: float, drawn: Floats, lowest: float) -> Interval:
     return Interval(float(estimate), max(float(low), lowest), min(float(high), 1.0))
 
 
-@dataclass(frozen=True, eq=False)
-class ApInterval:
-    """AP and how far it would move with other images.
-
-    Attributes:
-        resamples: the numbers and how they scatter.
-        images: how many there are.
-        seed: of the drawing.
-        reason: why there is no interval; None where there is one.
-    """
+class Headline:
+    """The three numbers that everyone asks for, of whatever was resampled."""
 
     resamples: Resamples
-    images: int
-    seed: int
-    reason: str | None = None
 
     @property
     def AP(self) -> Interval:
@@ -182,6 +171,23 @@ class ApInterval:
     def AP75(self) -> Interval:
         """At an overlap of 0.75."""
         return self.resamples.intervals()["AP75"]
+
+
+@dataclass(frozen=True, eq=False)
+class ApInterval(Headline):
+    """AP and how far it would move with other images.
+
+    Attributes:
+        resamples: the numbers and how they scatter.
+        images: how many there are.
+        seed: of the drawing.
+        reason: why there is no interval; None where there is one.
+    """
+
+    resamples: Resamples
+    images: int
+    seed: int
+    reason: str | None = None
 
     @property
     def bias(self) -> float:

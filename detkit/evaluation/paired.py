@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from detkit.evaluation.bootstrap import ApInterval, ClassInterval, Interval, Resamples
+from detkit.evaluation.bootstrap import ApInterval, ClassInterval, Headline, Interval, Resamples
 from detkit.evaluation.inputs import FlatDetections, FlatTruths, Floats
 from detkit.evaluation.result import CocoResult
 from detkit.evaluation.tables import number
 
 
 @dataclass(frozen=True, eq=False)
-class PairedDifference:
+class PairedDifference(Headline):
     """The difference of two models, B less A, on the same images.
 
     Attributes:
@@ -35,24 +35,9 @@ class PairedDifference:
     names: tuple[str, str] = ("A", "B")
 
     @cached_property
-    def resamples(self) -> Resamples:
+    def resamples(self) -> Resamples:  # type: ignore[override]
         """The differences and how they scatter."""
         return self.b.resamples - self.a.resamples
-
-    @property
-    def AP(self) -> Interval:
-        """Of the mean over the thresholds and the classes that have truths."""
-        return self.resamples.intervals()["AP"]
-
-    @property
-    def AP50(self) -> Interval:
-        """At an overlap of 0.5."""
-        return self.resamples.intervals()["AP50"]
-
-    @property
-    def AP75(self) -> Interval:
-        """At an overlap of 0.75."""
-        return self.resamples.intervals()["AP75"]
 
     def per_class(self) -> list[ClassInterval]:
         """Of the AP of each class. By luck alone one in 20 intervals leaves out zero."""
