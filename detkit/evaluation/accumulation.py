@@ -35,7 +35,7 @@ from detkit.evaluation.matching import (
     Candidates,
     Matches,
     RankedDetections,
-    find_candidates,
+    candidates_for,
     match,
     rank_detections,
     run_lengths,
@@ -116,13 +116,7 @@ def _evaluate_in_numpy(
 ) -> CurveArrays:
     ranked = rank_detections(detections)
     truths = truths[stable_argsort(truths.image * num_categories + truths.category)]
-    candidates = find_candidates(
-        ranked,
-        truths,
-        num_categories=num_categories,
-        lowest_iou=float(settings.matching_thresholds.min()),
-        max_rank=settings.max_dets[-1],
-    )
+    candidates = candidates_for(ranked, truths, num_categories=num_categories, settings=settings)
     return accumulate(ranked, truths, candidates, num_categories=num_categories, settings=settings)
 
 
@@ -139,7 +133,7 @@ def accumulate(
     Args:
         ranked: the detections.
         truths: sorted by image, then category.
-        candidates: the pairs, as of `find_candidates` for these settings.
+        candidates: the pairs, as of `candidates_for` these settings.
         num_categories: how many categories there are.
         settings: thresholds, area ranges and limits.
     """

@@ -18,7 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detkit.evaluation.inputs import Bits, Bools, Curves, FlatDetections, FlatTruths, Floats, Ints
+from detkit.evaluation.inputs import (
+    Bits,
+    Bools,
+    CocoSettings,
+    Curves,
+    FlatDetections,
+    FlatTruths,
+    Floats,
+    Ints,
+)
 
 PAIRS_PER_CHUNK = 1 << 16  # the temporaries of a chunk then stay in the cache
 
@@ -164,6 +173,19 @@ def find_candidates(
     if not parts:
         return Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     return Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def candidates_for(
+    ranked: RankedDetections, truths: FlatTruths, *, num_categories: int, settings: CocoSettings
+) -> Candidates:
+    """The pairs that can matter for these settings; arguments are those of `find_candidates`."""
+    return find_candidates(
+        ranked,
+        truths,
+        num_categories=num_categories,
+        lowest_iou=float(settings.matching_thresholds.min()),
+        max_rank=settings.max_dets[-1],
+    )
 
 
 def _chunks(count: Ints) -> Iterator[slice]:

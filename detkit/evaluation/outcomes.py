@@ -23,7 +23,7 @@ from detkit.evaluation.inputs import (
     Floats,
 )
 from detkit.evaluation.matching import (
-    find_candidates,
+    candidates_for,
     rank_detections,
     stable_argsort,
     taken_truths,
@@ -132,13 +132,7 @@ def _take(
         )
         return detections[order], taken
     ranked = rank_detections(detections)
-    candidates = find_candidates(
-        ranked,
-        truths,
-        num_categories=num_categories,
-        lowest_iou=float(settings.matching_thresholds.min()),
-        max_rank=settings.max_dets[-1],
-    )
+    candidates = candidates_for(ranked, truths, num_categories=num_categories, settings=settings)
     tables = [
         taken_truths(ranked, truths, candidates, curves) for _, curves in settings.curve_blocks()
     ]

@@ -37,7 +37,7 @@ from detkit.evaluation.inputs import (
     Floats,
     Ints,
 )
-from detkit.evaluation.matching import find_candidates, rank_detections, stable_argsort
+from detkit.evaluation.matching import candidates_for, rank_detections, stable_argsort
 from detkit.evaluation.tables import known, number, plain
 from detkit.registry import suggest
 
@@ -153,13 +153,7 @@ def slice_by_aspect_ratio(
     flat = replace(truths.truths, area=_aspect_ratio(truths.truths.boxes))
     flat = flat[stable_argsort(flat.image * num_categories + flat.category)]
     ranked = rank_detections(detections)
-    candidates = find_candidates(
-        ranked,
-        flat,
-        num_categories=num_categories,
-        lowest_iou=float(settings.matching_thresholds.min()),
-        max_rank=settings.max_dets[-1],
-    )
+    candidates = candidates_for(ranked, flat, num_categories=num_categories, settings=settings)
     # the overlaps are known by now, so that boxes may take their ratio for an area
     boxes = np.ones((len(detections), 4))
     boxes[:, 3] = _aspect_ratio(ranked.detections.boxes)
