@@ -53,8 +53,16 @@ class _Object(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """One XML file."""
+class Page:
+    """One XML file.
+
+    Attributes:
+        file: where it lies.
+        filename: of the picture as the XML says, None where it does not.
+        size: of the picture as the XML says, None where it does not.
+        of_challenge: its `<source>` names the VOC challenge, whose pixels count from 1.
+        objects: in its order, numbers still text.
+    """
 
     file: Path
     filename: str | None
@@ -124,7 +132,7 @@ def parse_voc(
         raise AnnotationError(f"no XML files in {folder}; Pascal VOC has one for each picture")
     chosen = _choose(names, root, split)
     wanted = names if classes is None else chosen  # all pages name classes, so that splits agree
-    pages = {name: _read_page(folder / f"{name}.xml") for name in wanted}
+    pages = {name: read_page(folder / f"{name}.xml") for name in wanted}
     if classes is None:
         found = [item for name in names for item in pages[name].objects]
         classes = sorted({item.name for item in found if item.name})
@@ -195,7 +203,7 @@ class _Builder(ElementTree.TreeBuilder):
         raise AnnotationError(f"it has a document type (<!DOCTYPE {name} ...>), which is refused")
 
 
-def _read_page(file: Path) -> _Page:
+def read_page(file: Path) -> Page:
     """One XML file, still text.
 
     Raises:
@@ -214,7 +222,7 @@ def _read_page(file: Path) -> _Page:
     if page.tag != "annotation":
         raise AnnotationError(f"{file} holds <{page.tag}>; Pascal VOC holds <annotation>")
     source = f"{_text(page, 'source/database')} {_text(page, 'source/annotation')}"
-    return _Page(
+    return Page(
         file=file,
         filename=_text(page, "filename"),
         size=_size(page),
@@ -254,7 +262,7 @@ def _read_object(element: ElementTree.Element) -> _Object:
 
 
 def _find_pictures(
-    chosen: Sequence[str], pages: Mapping[str, _Page], root: Path
+    chosen: Sequence[str], pages: Mapping[str, Page], root: Path
 ) -> tuple[Path, list[str]]:
     """The folder of the pictures, and below it the one of each page.
 
@@ -291,7 +299,7 @@ def _find_pictures(
 
 def _annotations(
     pictures: tuple[Path, list[str]],
-    pages: Sequence[_Page],
+    pages: Sequence[Page],
     classes: Sequence[str],
     *,
     ignore: bool,

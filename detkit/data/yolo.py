@@ -61,9 +61,9 @@ def parse_yolo(data: str | Path, *, split: str | None = None) -> Annotations:
     """What `read_yolo` reads, still to be converted."""
     data = Path(data)
     content = load_data_yaml(data)
-    names = _read_names(content, data)
+    names = read_names(content, data)
     split = _choose(content, split, data)
-    paths = _find_pictures(content, split, data)
+    paths = find_pictures(content, split, data)
     existing = {index: Path(label_file(path)) for index, path in enumerate(paths)}
     existing = {index: file for index, file in existing.items() if file.is_file()}
     if paths and not existing:
@@ -128,8 +128,12 @@ def list_splits(content: dict[str, Any]) -> list[str]:
     return [split for split in SPLITS if content.get(split)]
 
 
-def _read_names(content: dict[str, Any], data: Path) -> dict[int, str]:
-    """Class to name."""
+def read_names(content: dict[str, Any], data: Path) -> dict[int, str]:
+    """Class to name.
+
+    Raises:
+        AnnotationError: `names` is missing or wrong, holds a name twice, or is not `nc` long.
+    """
     names = content.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -163,7 +167,7 @@ def _choose(content: dict[str, Any], split: str | None, data: Path) -> str:
     return split or splits[0]
 
 
-def _find_pictures(content: dict[str, Any], split: str, data: Path) -> list[str]:
+def find_pictures(content: dict[str, Any], split: str, data: Path) -> list[str]:
     """Paths of the pictures of a split.
 
     Raises:

@@ -16,8 +16,8 @@ from detkit.data.annotations import AnnotationError, read_text
 from detkit.data.check.records import Records, make_records
 from detkit.data.images import ImageReadError
 from detkit.data.pictures import IMAGE_SUFFIXES, list_files, picture_size
-from detkit.data.voc import ALL, _Page, _read_page, annotation_folder, list_splits
-from detkit.data.yolo import _find_pictures, _read_names, label_file, load_data_yaml
+from detkit.data.voc import ALL, Page, annotation_folder, list_splits, read_page
+from detkit.data.yolo import find_pictures, label_file, load_data_yaml, read_names
 from detkit.structures import Size
 
 _TRUE = ("1", "true", "yes")
@@ -85,7 +85,7 @@ def loose_voc(source: str, root: Path, split: str | None) -> Records:
     classes: dict[str, int] = {}
     for name in filter(None, names):
         try:
-            page = _read_page(folder / f"{name}.xml")
+            page = read_page(folder / f"{name}.xml")
         except AnnotationError as error:
             content.dropped.append(str(error))
             continue
@@ -94,7 +94,7 @@ def loose_voc(source: str, root: Path, split: str | None) -> Records:
     return content.records(source, pictures, {number: name for name, number in classes.items()})
 
 
-def _add_objects(content: _Content, page: _Page, classes: dict[str, int]) -> None:
+def _add_objects(content: _Content, page: Page, classes: dict[str, int]) -> None:
     for index, item in enumerate(page.objects, start=1):
         corners = _numbers(item.corners)
         if corners is None or not item.name:
@@ -114,9 +114,9 @@ def loose_yolo(source: str, data: Path, split: str) -> Records:
         AnnotationError: the yaml itself, or its folders, cannot be used.
     """
     yaml = load_data_yaml(data)
-    names = _read_names(yaml, data)
+    names = read_names(yaml, data)
     content = _Content()
-    paths = _find_pictures(yaml, split, data)
+    paths = find_pictures(yaml, split, data)
     for path in paths:
         try:
             size = picture_size(Path(path))
