@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    handled = sys.exc_info()[1]  # what the caller is saving after, if it is
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_ASIDE, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
@@ -37,16 +39,17 @@ def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(aside, path)
     except BaseException as error:
         Path(aside).unlink(missing_ok=True)
-        if (failed := _failed_write(error)) is not None:
+        if (failed := _failed_write(error, handled)) is not None:
             raise OSError(failed.errno, failed.strerror, str(path)) from error
         raise
 
 
-def _failed_write(error: BaseException) -> OSError | None:
+def _failed_write(error: BaseException, handled: BaseException | None) -> OSError | None:
     """The error of writing that does not name its file; None for every other one."""
     # Where a write fails in the middle of torch.save, its archive complains in turn when it ends
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__
+    context = error.__context__
+    if isinstance(error, RuntimeError) and isinstance(context, OSError) and context is not handled:
+        error = context
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         return error
     return None

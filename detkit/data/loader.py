@@ -94,6 +94,19 @@ def create_loader(  # noqa: PLR0913 (each is a choice of the caller)
     )
 
 
+def read_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches of one pass over the data.
+
+    Raises:
+        RuntimeError: a worker process has died; torch says so itself, unless the worker was just
+            handing over a batch, which shows as a broken connection.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f"DataLoader worker has ended: {error or 'no answer'}") from error
+
+
 class _Transformed(Dataset[Any]):
     """The key of a sample says all about its place in training: workers need not know the epoch."""
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from detkit.config import ConfigError, FusionConfig, Recipe, Source
 from detkit.data import CocoDataset, coco_ground_truth
+from detkit.data.loader import read_batches
 from detkit.detectors import Detector
 from detkit.detectors.factory import build_fuse
 from detkit.detectors.image_pyramid import Fuse
@@ -98,7 +99,9 @@ def detect(
         # The losses draw samples: the same ones each time, so that epochs can be compared, and
         # without moving the random state of training
         torch.manual_seed(0)
-        for batch in tqdm(loader, "evaluate", leave=False, disable=not distributed.is_main()):
+        quiet = not distributed.is_main()
+        batches = read_batches(loader)
+        for batch in tqdm(batches, "evaluate", len(loader), leave=False, disable=quiet):
             assert batch.targets is not None
             on_device = batch.to(device, non_blocking=True)
             losses = {}

@@ -54,7 +54,7 @@ class StopRequests:
         """Let requests wait until the end of the block."""
         self._held += 1
         try:
-            with _deaf_to_children():
+            with deaf_to_children():
                 yield
         except BaseException:
             self.torn = True
@@ -92,7 +92,7 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def _deaf_to_children() -> Iterator[None]:
+def deaf_to_children() -> Iterator[None]:
     """Let the death of a process that reads ahead be noticed later, where data is waited for.
 
     torch's handler raises wherever its parent happens to be, which would tear what is held.

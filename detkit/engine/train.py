@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from detkit.config import Recipe, recipe_to_yaml
+from detkit.data.loader import read_batches
 from detkit.detectors import Detector
 from detkit.engine import distributed
 from detkit.engine.data import share_cores
@@ -25,7 +26,7 @@ from detkit.engine.log import RunLog, StepMeter
 from detkit.engine.pixels import warn_of_pixels
 from detkit.engine.run import Run, prepare_run
 from detkit.engine.state import State, build_state, restore_state, save_state, seed_epoch
-from detkit.engine.stop import StopRequests, stop_requests
+from detkit.engine.stop import StopRequests, deaf_to_children, stop_requests
 from detkit.evaluation.diagnosis import explain_failure
 from detkit.files import check_writable, remove_leftovers, write_atomically
 from detkit.signals import Terminated
@@ -77,7 +78,8 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
             asked = isinstance(error, (KeyboardInterrupt, Terminated))
             # of several processes a fault is that of one, and the others do not come to save
             if not stop.torn and (asked or distributed.world_size() == 1):
-                save_state(state, run, best=False)
+                with deaf_to_children():  # whose death may be the fault
+                    save_state(state, run, best=False)
             if not isinstance(error, (KeyboardInterrupt, Terminated, FloatingPointError)):
                 bar.close()
                 _say_what_is_kept(state, run)
@@ -126,7 +128,7 @@ def _train_epoch(
         state.epoch, start=state.batch
     )
     meter = StepMeter(run.device)
-    for batch in run.loader:
+    for batch in read_batches(run.loader):
         meter.data_came()
         with stop.held():
             rate = float(state.optimizer.param_groups[0]["lr"])

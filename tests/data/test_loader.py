@@ -14,7 +14,7 @@ import torch
 
 from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader, read_coco
 from detkit.data.dataset import Sample
-from detkit.data.loader import AspectBatchSampler, aspect_groups, collate, sample_seed
+from detkit.data.loader import AspectBatchSampler, aspect_groups, collate, sample_seed, read_batches
 from detkit.structures import Batch
 
 SHAPES = [(48, 64), (64, 48), (50, 50)]  # height, width
@@ -305,3 +305,19 @@ def test_real_pictures(shared_data: Path):
     given = batches(dataset, transform=EvalTransform(shortest=160, longest=224), shuffle=False)
     assert sorted(image_ids(given)) == sorted(dataset.image_ids)
     assert sum(len(target) for batch in given for target in batch.targets) == dataset.report.boxes
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_a_worker_that_dies_while_it_hands_over_is_named(error: Exception):
+    """What torch does not say itself: the command line explains errors of a 'DataLoader worker'."""
+
+    def broken():
+        yield "batch"
+        raise error
+
+    read = read_batches(broken())  # type: ignore[arg-type]
+    assert next(read) == "batch"
+    with pytest.raises(RuntimeError, match="DataLoader worker has ended"):
+        next(read)

@@ -131,6 +131,15 @@ def test_full_disk_within_a_checkpoint(writes: int, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_caller_is_saving_after_is_not_an_error_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="worker is killed"):  # noqa: SIM117
+        try:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        except ConnectionResetError:
+            with open_atomically(tmp_path / "last.pt"):
+                raise RuntimeError("worker is killed") from None
+
+
 def test_other_errors_of_the_block_stay(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, open_atomically(tmp_path / "file"):
         (tmp_path / "not there").read_bytes()
