@@ -14,7 +14,7 @@ import torch
 
 from detkit.data import CocoDataset, EvalTransform, TrainTransform, create_loader, read_coco
 from detkit.data.dataset import Sample
-from detkit.data.loader import AspectBatchSampler, aspect_groups, collate, sample_seed, read_batches
+from detkit.data.loader import AspectBatchSampler, aspect_groups, collate, read_batches, sample_seed
 from detkit.structures import Batch
 
 SHAPES = [(48, 64), (64, 48), (50, 50)]  # height, width

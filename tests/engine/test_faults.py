@@ -132,7 +132,7 @@ def test_full_disk_within_a_checkpoint(writes: int, tmp_path: Path) -> None:
 
 
 def test_what_the_caller_is_saving_after_is_not_an_error_of_writing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="worker is killed"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match="worker is killed"):
         try:
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         except ConnectionResetError:
