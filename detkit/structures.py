@@ -60,11 +60,13 @@ class Detections:
         boxes: `[K, 4]` xyxy in pixels of the original image.
         scores: `[K]` in `0..1`, descending.
         labels: `[K]` int64 in `0..C-1`.
+        class_names: C names, of the labels; none where only numbers matter, as inside a detector.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
@@ -82,7 +84,25 @@ class Detections:
         """Select by mask, indices or slice; a single integer would lose the axis."""
         if isinstance(index, int):
             raise TypeError(f"index Detections by mask, list or slice, not by the integer {index}")
-        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+        return replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index]
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The K names of the classes, best first.
+
+        Raises:
+            ValueError: there are detections, but no names of their classes.
+        """
+        if not len(self):
+            return []
+        if not self.class_names:
+            raise ValueError(
+                "these detections have labels without names; set them with "
+                "dataclasses.replace(found, class_names=predictor.class_names)"
+            )
+        return [self.class_names[label] for label in self.labels.tolist()]
 
     @classmethod
     def empty(cls, device: torch.device | str = "cpu") -> Detections:
@@ -95,20 +115,36 @@ class Detections:
 
     @classmethod
     def cat(cls, parts: Sequence[Detections]) -> Detections:
-        """Join the detections of one image from several sources and put the best first."""
+        """Join the detections of one image from several sources and put the best first.
+
+        Raises:
+            ValueError: the parts name their classes differently.
+        """
         if not parts:
             return cls.empty()
+        class_names = {part.class_names for part in parts if part.class_names}
+        if len(class_names) > 1:
+            raise ValueError(
+                "parts with different class_names, whose labels mean different things: "
+                + " and ".join(str(list(each)) for each in sorted(class_names))
+            )
         scores = torch.cat([part.scores for part in parts])
         order = scores.argsort(descending=True, stable=True)
         return cls(
             torch.cat([part.boxes for part in parts])[order],
             scores[order],
             torch.cat([part.labels for part in parts])[order],
+            next(iter(class_names), ()),
         )
 
     def to(self, device: torch.device | str) -> Detections:
         """Copy to a device."""
-        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,31 @@ def test_cat_puts_the_best_first_and_keeps_the_order_of_ties() -> None:
     assert joined.boxes[:, 2].tolist() == [1, 1, 2, 2, 3, 3]
 
 
+def test_names_of_labels_follow_selection_and_order() -> None:
+    found = dataclasses.replace(make_detections(), class_names=("ant", "bee", "cat"))
+    assert found.names == ["cat", "ant", "bee"]  # labels 2, 0, 1
+    assert found[[2, 0]].names == ["bee", "cat"]
+    assert found.to("cpu").class_names == found.class_names
+    unnamed = make_detections()
+    assert Detections.cat([Detections.empty(), found[1:], unnamed[:1]]).names == [
+        *("cat", "ant", "bee")
+    ]
+    assert Detections.cat([unnamed]).class_names == ()
+
+
+def test_labels_without_names() -> None:
+    assert Detections.empty().names == []
+    with pytest.raises(ValueError, match="labels without names; set them"):
+        _ = make_detections().names
+
+
+def test_labels_of_different_classes_are_not_joined() -> None:
+    cats = dataclasses.replace(make_detections(), class_names=("cat", "dog", "cow"))
+    cars = dataclasses.replace(make_detections(), class_names=("car", "bus", "van"))
+    with pytest.raises(ValueError, match=r"different class_names.*'car'.* and .*'cat'"):
+        Detections.cat([cats, cars])
+
+
 # ------------------------------------------------------------------------------------------ all
 
 

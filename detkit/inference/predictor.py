@@ -98,7 +98,7 @@ class Predictor:
     Example:
         >>> predictor = detkit.load("runs/quickstart/best.pt")  # doctest: +SKIP
         >>> found = predictor("photo.jpg", score_threshold=0.5)  # doctest: +SKIP
-        >>> [predictor.class_names[label] for label in found.labels]  # doctest: +SKIP
+        >>> found.names  # doctest: +SKIP
     """
 
     def __init__(
@@ -172,7 +172,8 @@ class Predictor:
             torch.no_grad(),  # not inference_mode: callers may change what they get in place
             torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
         ):
-            found = [each.to("cpu") for each in self.detector.predict(batch.to(self.device))]
+            found = self.detector.predict(batch.to(self.device))
+        found = [replace(each.to("cpu"), class_names=self.class_names) for each in found]
         if thresholds is None:
             return found
         return [above(each, thresholds) for each in found]

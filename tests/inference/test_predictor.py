@@ -204,6 +204,14 @@ def test_smallest_picture(predictor: Predictor) -> None:
     assert found.boxes.numel() == 0 or found.boxes.max() <= 1
 
 
+def test_detections_know_the_names_of_their_classes(
+    predictor: Predictor, pictures: list[np.ndarray]
+) -> None:
+    found = predictor(pictures[0], score_threshold=0.2)
+    assert len(found) and found.names == [("cat", "Füße", "dog")[i] for i in found.labels.tolist()]
+    assert predictor(pictures[0], score_threshold=1.0).class_names == ("cat", "Füße", "dog")
+
+
 def test_what_a_predictor_knows(predictor: Predictor) -> None:
     assert predictor.class_names == ("cat", "Füße", "dog")
     assert predictor.category_ids == (2, 5, 9)
