@@ -246,8 +246,9 @@ class Selection:
             )
             for boxes, scores in levels
         ]
+        boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
         best = suppress(
-            Detections(*(torch.cat(part) for part in zip(*found, strict=True))),
+            Detections(boxes, scores, labels),
             nms=self.nms,
             iou_threshold=self.iou_threshold,
             sigma=self.sigma,
