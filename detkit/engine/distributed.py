@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -11,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 
 T = TypeVar("T")
+
+JOINING = timedelta(minutes=10)  # for all processes to come up: imports from a slow disk take long
 
 
 @contextmanager
@@ -21,11 +26,51 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where nccl keeps the objects that it gathers
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, own_rank, size = next(dist.rendezvous("env://", timeout=JOINING))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store_of_this_start(store, own_rank, size),
+        rank=own_rank,
+        world_size=size,
+    )
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def store_of_this_start(store: dist.Store, own_rank: int, size: int) -> dist.Store:
+    """A part of torchrun's store in which nothing is left of processes that have ended.
+
+    torchrun keeps one store over all restarts, and who finds the address of an ended process there
+    before the new one has written its own connects to nobody. The count of restarts would be no
+    name for the part: every machine has its own. So rank 0 draws one and hands it to all others,
+    each of which asks under a name that nobody had before.
+
+    Args:
+        store: torchrun's, the same for all processes.
+        own_rank: of this process.
+        size: how many processes there are.
+
+    Raises:
+        ConnectionError: not all have come in time.
+    """
+    mine = uuid.uuid4().hex
+    if own_rank > 0:
+        store.set(f"asks/{own_rank}", mine)
+        part = store.get(f"part/{mine}").decode()
+        store.set(f"{part}/{own_rank}", "here")
+        return dist.PrefixStore(part, store)
+    missing = list(range(1, size))
+    limit = time.monotonic() + JOINING.total_seconds()
+    while missing := [other for other in missing if not store.check([f"{mine}/{other}"])]:
+        if time.monotonic() > limit:
+            raise ConnectionError(f"processes {missing} of {size} did not come within {JOINING}")
+        for other in missing:  # again and again: the first answer may be to an ended process
+            if store.check([f"asks/{other}"]):
+                store.set(f"part/{store.get(f'asks/{other}').decode()}", mine)
+        time.sleep(0.02)
+    return dist.PrefixStore(mine, store)
 
 
 def rank() -> int:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -284,10 +286,6 @@ def pid_of_rank(rank: int, launcher: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-@pytest.mark.skipif(
-    "DETKIT_TEST_ELASTIC" not in os.environ,
-    reason="gloo does not always reconnect restarted processes; DETKIT_TEST_ELASTIC=1 runs it",
-)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_killed_process_is_made_good_by_a_restart(
     joint_recipe: Path,
@@ -337,6 +335,31 @@ def test_sigterm_to_the_launcher_saves_once_and_going_on_gives_the_same_bits(
 
 
 # ------------------------------------------------------------------------------- without torchrun
+
+
+def test_restarted_processes_meet_where_nothing_is_left_of_ended_ones() -> None:
+    """The main process answers the ended one first, and knows that nobody has come."""
+    store = torch.distributed.HashStore()
+    store.set("asks/1", "an ended process")
+    store.set("0/address", "of an ended process")
+    join = distributed.store_of_this_start
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(join, store, 0, 3)
+        store.wait(["part/an ended process"])
+        second = pool.submit(join, store, 1, 3)
+        third = join(store, 2, 3)
+        parts = [first.result(timeout=60), second.result(timeout=60), third]
+    parts[0].set("0/address", "new")
+    assert [part.get("0/address") for part in parts] == [b"new"] * 3
+    assert store.get("0/address") == b"of an ended process"
+    again = join(store, 0, 1)
+    assert not again.check(["0/address"])
+
+
+def test_a_process_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOINING", timedelta(seconds=0.1))
+    with pytest.raises(ConnectionError, match=r"processes \[1\] of 2 did not come within 0:00"):
+        distributed.store_of_this_start(torch.distributed.HashStore(), 0, 2)
 
 
 def test_one_process_is_a_world_of_one() -> None:
