@@ -48,6 +48,22 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ImageReadError(f"cannot read image {path}: {error.strerror or error}") from None
+    return decode_image(data, path)
+
+
+def decode_image(data: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode the bytes of a picture file, as `read_image` does.
+
+    Args:
+        data: the whole file, in any format that OpenCV reads.
+        path: where they are from, for the message of an error.
+
+    Returns:
+        `[H, W, 3]` uint8, RGB.
+
+    Raises:
+        ImageReadError: not a picture, truncated or too large.
+    """
     if not data:
         raise ImageReadError(f"cannot read image {path}: the file is empty")
     _check_claim(data, path)
