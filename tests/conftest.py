@@ -27,6 +27,8 @@ from detkit.config import Recipe, build_recipe
 from detkit.detectors import create_detector
 from detkit.engine.checkpoint import Checkpoint, save_checkpoint
 
+pytest_plugins = ["tests.browser"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
