@@ -1,0 +1,150 @@
+"""Write an exportable detector to a file: ONNX, TorchScript or torch.export.
+
+All of them take the same inputs and give the same outputs, under the same names, see
+`ExportableDetector.forward`. B images, H and W their padded size, P regions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from detkit.files import open_atomically, write_atomically
+from detkit.inference.export.graph import ExportableDetector
+from detkit.inference.export.places import NOTHING
+from detkit.inference.export.suppression import onnx_operators
+
+KEY = "detkit"  # of the metadata in the file
+OPSET = 18
+INPUTS = ("images", "sizes", "proposals")
+OUTPUTS = ("boxes", "scores", "labels")
+
+
+def export_onnx(
+    module: ExportableDetector,
+    path: str | Path,
+    metadata: dict[str, Any],
+    *,
+    opset: int = OPSET,
+    dynamic: bool = True,
+) -> None:
+    """Write an ONNX file that any runtime of that opset takes.
+
+    Args:
+        module: on the CPU.
+        path: of the file.
+        metadata: plain values, kept as JSON under `KEY`.
+        opset: of the operators, at least 18.
+        dynamic: whether B, H and W may differ from one call to the next; else they are those of the
+            example, one image of `example_size`.
+    """
+    import onnx
+
+    example = example_inputs(module)
+    with quietly(), onnx_operators(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            verbose=False,
+            input_names=INPUTS[: len(example)],
+            output_names=OUTPUTS,
+            opset_version=opset,
+            dynamic_shapes=_dynamic_shapes(module) if dynamic else None,
+            custom_translation_table={torch.ops.detkit.keep.default: _keep_in_onnx()},
+        )
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(metadata)
+    onnx.checker.check_model(model)
+    write_atomically(path, model.SerializeToString())
+
+
+def _keep_in_onnx() -> Callable[..., Any]:
+    """`suppression.keep` in operators of ONNX: one run of `NonMaxSuppression` for all groups."""
+    from onnxscript import opset18 as op
+
+    def keep(boxes: Any, scores: Any, groups: Any, num_groups: int, iou_threshold: float) -> Any:
+        group = op.Constant(value=_array(np.arange(num_groups)[:, None]))  # [G, 1]
+        own = op.Equal(op.Unsqueeze(groups, [1]), group)  # [B, G, M]
+        nothing = op.Constant(value_float=NOTHING)
+        apart = op.Where(own, op.Unsqueeze(scores, [1]), nothing)
+        most = op.Shape(boxes, start=1, end=2)
+        kept = op.NonMaxSuppression(boxes, apart, most, iou_threshold, NOTHING / 2)  # [n, 3]
+        places = op.Gather(kept, [0, 2], axis=1)  # [n, 2] of image and box
+        zeros = op.Expand(0.0, op.Shape(scores))
+        ones = op.Expand(1.0, op.Shape(kept, start=0, end=1))
+        return op.Cast(op.ScatterND(zeros, places, ones), to=9)  # BOOL
+
+    return keep
+
+
+def _array(values: np.ndarray) -> Any:
+    from onnx.numpy_helper import from_array
+
+    return from_array(values)
+
+
+def example_inputs(module: ExportableDetector, *, batch: int = 2) -> tuple[Tensor, ...]:
+    """Grey images of two different sides, so that no dimension is taken for another."""
+    height, width = 8 * module.divisor, 10 * module.divisor
+    images = torch.full((batch, 3, height, width), 127, dtype=torch.uint8)
+    sizes = torch.tensor([[height, width]] * batch)
+    if not module.takes_proposals:
+        return images, sizes
+    regions = torch.tensor([[0.0, 0.0, width / 2, height / 2]] * 3).expand(batch, -1, -1)
+    return images, sizes, regions.contiguous()
+
+
+def _dynamic_shapes(module: ExportableDetector) -> tuple[dict[int, Any], ...]:
+    batch = Dim("batch", min=1)
+    height, width = (module.divisor * Dim(name, min=1, max=512) for name in ("rows", "columns"))
+    shapes = ({0: batch, 2: height, 3: width}, {0: batch})
+    if not module.takes_proposals:
+        return shapes
+    return (*shapes, {0: batch, 1: Dim("regions", min=1)})
+
+
+def export_torchscript(
+    module: ExportableDetector, path: str | Path, metadata: dict[str, Any]
+) -> None:
+    """Write a TorchScript file; whoever loads it imports torchvision, too, for its operators."""
+    example = example_inputs(module)
+    with quietly(), torch.no_grad():
+        traced = torch.jit.trace(module, example, check_trace=False)
+    with open_atomically(path) as handle, quietly():
+        torch.jit.save(traced, handle, _extra_files={KEY: json.dumps(metadata)})
+
+
+def export_torch(module: ExportableDetector, path: str | Path, metadata: dict[str, Any]) -> None:
+    """Write a file of torch.export (.pt2); whoever loads it imports torchvision, too."""
+    example = example_inputs(module)
+    with quietly(), torch.no_grad():
+        program = torch.export.export(
+            module, example, dynamic_shapes=_dynamic_shapes(module), strict=False
+        )
+    with open_atomically(path) as handle, quietly():
+        torch.export.save(program, handle, extra_files={KEY: json.dumps(metadata)})
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the exporters' chatter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
