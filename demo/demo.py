@@ -1,6 +1,7 @@
 """Draw what a detector finds: python demo/demo.py runs/quickstart/best.pt photo.jpg.
 
-The source is a picture, a folder of pictures, a video file, a camera (0) or a URL (rtsp://...).
+The source is a picture, a folder or pattern of pictures, a video file, a camera (0) or a URL
+(rtsp://..., http://...).
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ import detkit
 from detkit import cli
 from detkit.detectors.torchvision_weights import PUBLISHED
 from detkit.engine.device import leave_cores_to
+from detkit.engine.stop import StopRequests, stop_requests
 from detkit.inference.predictor import Predictor
+from detkit.inference.records import CocoSink, JsonSink, LabelmeSink
 from detkit.inference.sinks import (
-    JsonSink,
+    KEEPING,
     SheetSink,
     Sink,
-    Window,
-    check_output_file,
+    check_output_files,
     picture_or_video_sink,
 )
-from detkit.inference.sources import Frame, ImageFiles, Source, open_source
+from detkit.inference.sources import ImageFiles, Source, open_source
+from detkit.inference.stream import Result, Stream
+from detkit.inference.window import Window
 from detkit.visualize import draw_detections
 
 
@@ -46,7 +50,6 @@ class Tally:
 
     frames: int = 0
     detections: int = 0
-    predict_seconds: list[float] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
 
@@ -54,8 +57,9 @@ def main(arguments: list[str]) -> None:
     """Hand every frame from its source to the detector and on to the sinks."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    leave_cores_to(1)  # whatever else runs on this machine must not stall the detector
+    leave_cores_to(1)  # reading, drawing and writing must not stall the detector
     with ExitStack() as stack:
+        stop = stack.enter_context(stop_requests())
         stack.enter_context(logging_redirect_tqdm())
         source = stack.enter_context(open_source(options.source))
         still = isinstance(source, ImageFiles)
@@ -68,8 +72,13 @@ def main(arguments: list[str]) -> None:
         )
         total = frame_count(source, options.max_frames)
         sinks = create_sinks(options, source, predictor, total)
-        frames = tqdm(
-            islice(source, options.max_frames),
+        stream = stack.enter_context(
+            predictor.stream(
+                source, every=options.every, track=options.track, classes=options.classes
+            )
+        )
+        results = tqdm(
+            islice(stream, options.max_frames),
             total=total,
             unit=" pictures" if still else " frames",
             disable=True if total == 1 else None,  # None: unless standard error is a terminal
@@ -79,32 +88,32 @@ def main(arguments: list[str]) -> None:
             with ExitStack() as writing:
                 for sink in sinks:
                     writing.enter_context(sink)
-                process(frames, predictor, sinks, window, tally)
-        except KeyboardInterrupt:  # the sinks have completed their files
-            frames.close()
-            report(tally, source, predictor, sinks, options.threshold)
+                process(results, predictor.class_names, sinks, window, tally, stop)
+        except KEEPING:  # the sinks have completed their files
+            results.close()
+            report(tally, stream, predictor, sinks, options.threshold)
             raise
-        frames.close()
-        report(tally, source, predictor, sinks, options.threshold)
+        results.close()
+        report(tally, stream, predictor, sinks, options.threshold)
 
 
 def process(
-    frames: Iterable[Frame],
-    predictor: Predictor,
+    results: Iterable[Result],
+    class_names: Sequence[str],
     sinks: Sequence[Sink],
     window: Window | None,
     tally: Tally,
+    stop: StopRequests,
 ) -> None:
-    """Predict, draw and pass on each frame, until the user closes the window."""
-    for frame in frames:
-        start = time.perf_counter()
-        found = predictor(frame.image)
-        tally.predict_seconds.append(time.perf_counter() - start)
-        picture = draw_detections(frame.image, found, predictor.class_names)
-        for sink in sinks:
-            sink.write(frame, picture, found)
-        tally.frames += 1
-        tally.detections += len(found)
+    """Draw and pass on each frame, until the user closes the window."""
+    for result in results:
+        found = result.detections
+        picture = draw_detections(result.frame.image, found, class_names, ids=result.ids)
+        with stop.held():  # all sinks have a frame, or none has
+            for sink in sinks:
+                sink.write(result, picture)
+            tally.frames += 1
+            tally.detections += len(found)
         if window is not None and not window.show(picture):
             break
 
@@ -113,17 +122,21 @@ def create_sinks(
     options: argparse.Namespace, source: Source, predictor: Predictor, total: int | None
 ) -> list[Sink]:
     """Everything that takes results; pictures go beside the checkpoint unless told otherwise."""
-    names, sinks = predictor.class_names, list[Sink]()
+    names, ids = predictor.class_names, predictor.category_ids
+    sinks = list[Sink]()
     if options.out is not None or not options.show:
         sinks.append(picture_or_video_sink(source, options.out or default_folder(options)))
     if options.save_json is not None:
-        check_output_file(options.save_json, source)
-        sinks.append(
-            JsonSink(options.save_json, class_names=names, category_ids=predictor.category_ids)
-        )
+        sinks.append(JsonSink(options.save_json, class_names=names, category_ids=ids))
+    if options.save_coco is not None:
+        coco = CocoSink(options.save_coco, source=source, class_names=names, category_ids=ids)
+        sinks.append(coco)
     if options.sheet is not None:
-        check_output_file(options.sheet, source)
         sinks.append(SheetSink(options.sheet, class_names=names, total=total))
+    files = [options.save_json, options.save_coco, options.sheet]
+    check_output_files([path for path in files if path is not None], source, options.checkpoint)
+    if options.save_labelme is not None:
+        sinks.append(LabelmeSink(options.save_labelme, source=source, class_names=names))
     return sinks
 
 
@@ -143,7 +156,7 @@ def frame_count(source: Source, limit: int | None) -> int | None:
 
 def report(
     tally: Tally,
-    source: Source,
+    stream: Stream,
     predictor: Predictor,
     sinks: Sequence[Sink],
     threshold: float | str,
@@ -151,21 +164,22 @@ def report(
     """Say what was found, how fast and where it is."""
     if not tally.frames:
         return
-    unit = "pictures" if isinstance(source, ImageFiles) else "frames"
-    skipped = source.skipped if isinstance(source, ImageFiles) else 0
+    still = isinstance(stream.source, ImageFiles)
+    unit = "pictures" if still else "frames"
     limit = f"that reach the scores of {threshold}"
     if isinstance(threshold, float):
         limit = f"of score {threshold:g} or more"
-    print(
-        f"{unit}: {tally.frames}, detections {limit}: {tally.detections}"
-        + (f", pictures that cannot be read: {skipped}" if skipped else "")
-    )
-    # the first prediction also allocates and warms up
-    steady = tally.predict_seconds[1:] or tally.predict_seconds
+    losses = {
+        "pictures that cannot be read": stream.source.skipped if still else 0,
+        "frames dropped to keep up": stream.dropped,
+        "times lost and found again": 0 if still else stream.source.reconnected,
+    }
+    said = "".join(f", {what}: {count}" for what, count in losses.items() if count)
+    print(f"{unit}: {tally.frames}, detections {limit}: {tally.detections}{said}")
     elapsed = time.perf_counter() - tally.start
     print(
-        f"{unit} per second on {predictor.device.type}: {len(steady) / sum(steady):.2f} detector "
-        f"alone, {tally.frames / elapsed:.2f} with reading, drawing and writing"
+        f"{unit} per second on {predictor.device.type}: {stream.meter.rate:.2f} detector alone, "
+        f"{tally.frames / elapsed:.2f} with reading, drawing and writing"
     )
     for sink in sinks:
         print(f"written: {sink.path}")
@@ -178,7 +192,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("checkpoint", help=f"best.pt of a run, or with --weights coco one of {published}")
     add(
         "source",
-        help="a picture, a folder of pictures, a video, a camera (0) or a URL (rtsp://...)",
+        help="a picture, a folder or 'pattern/*.jpg' of pictures, a video, a camera (0) or a URL "
+        "(rtsp://..., http://...)",
     )
     add(
         "overrides",
@@ -197,8 +212,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="lowest score shown: a number (default: 0.5), or thresholds.yaml of "
         "tools/choose_thresholds.py",
     )
+    add("--classes", type=names, metavar="NAME,NAME", help="report only these classes")
+    add("--every", type=positive, default=1, metavar="N", help="detect in every Nth frame only")
+    add("--track", action="store_true", help="number the objects")
     add("--show", action="store_true", help="show a window; without --out nothing is written then")
     add("--save-json", type=Path, metavar="FILE", help="write all detections into this file")
+    add("--save-coco", type=Path, metavar="FILE", help="write them as COCO results")
+    add("--save-labelme", type=Path, metavar="DIR", help="write a LabelMe file for each picture")
     add("--sheet", type=Path, metavar="FILE", help="draw up to 16 results on one picture (.jpg)")
     add("--max-frames", type=positive, metavar="N", help="stop after so many")
     add("--weights", help="of a published model: coco, or a file")
@@ -217,6 +237,10 @@ def number_or_file(text: str) -> float | str:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
     return number
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def positive(text: str) -> int:

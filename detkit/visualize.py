@@ -31,6 +31,7 @@ def draw_detections(
     class_names: Sequence[str],
     *,
     threshold: float = 0.0,
+    ids: Tensor | None = None,
 ) -> np.ndarray:
     """A copy of a picture with each detection's box, class and score; the best lie on top.
 
@@ -39,6 +40,7 @@ def draw_detections(
         detections: in pixels of `image`.
         class_names: of labels `0..C-1`.
         threshold: only detections whose score is at least this.
+        ids: `[K]`, which object each detection is; shown before its class, and in the colour.
 
     Returns:
         `[H, W, 3]` uint8, RGB.
@@ -46,12 +48,17 @@ def draw_detections(
     Raises:
         ValueError: `image` is something else.
     """
-    shown = detections[detections.scores >= threshold].to("cpu")
+    visible = detections.scores >= threshold
+    shown = detections[visible].to("cpu")
     captions = [
         f"{_class_name(class_names, label)} {score:.2f}"
         for label, score in zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
     ]
-    return _draw_boxes(image, shown.boxes, shown.labels, captions)
+    if ids is None:
+        return _draw_boxes(image, shown.boxes, shown.labels, captions)
+    numbers = ids[visible].cpu()
+    captions = [f"#{id} {text}" for id, text in zip(numbers.tolist(), captions, strict=True)]
+    return _draw_boxes(image, shown.boxes, numbers, captions)
 
 
 def draw_targets(image: np.ndarray, target: Target, class_names: Sequence[str]) -> np.ndarray:

@@ -211,11 +211,11 @@ def test_interrupt_keeps_what_was_done(
 ) -> None:
     draw, calls = demo.draw_detections, []
 
-    def interrupt(*arguments: object) -> np.ndarray:
+    def interrupt(*arguments: object, **options: object) -> np.ndarray:
         calls.append(arguments)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return draw(*arguments)
+        return draw(*arguments, **options)
 
     monkeypatch.setattr(demo, "draw_detections", interrupt)
     source, results = write_video(tmp_path / "clip.avi", 6), tmp_path / "found.json"
@@ -233,7 +233,7 @@ def test_failure_leaves_no_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*arguments: object) -> np.ndarray:
+    def fail(*arguments: object, **options: object) -> np.ndarray:
         raise ValueError("boxes")
 
     monkeypatch.setattr(demo, "draw_detections", fail)

@@ -1,39 +1,38 @@
-"""Where results go: pictures, a video, a JSON file, a contact sheet, a window.
+"""Where results go: pictures, a video, a contact sheet; and how a file is completed or dropped.
 
-A sink is a context manager that is given every frame. A video, JSON or sheet takes its name when
-the block ends, also when it ends by Ctrl-C, so that what was done until then can be used. After any
-other error there is no such file.
+A sink is a context manager that is given every frame. A video, list or sheet takes its name when
+the block ends, also when it ends by Ctrl-C, SIGTERM or because a camera is lost, so that what was
+done until then can be used. After any other error there is no such file.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from detkit.files import write_atomically
+from detkit.files import check_writable, write_atomically
 from detkit.inference.sources import (
     DEFAULT_FPS,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    Frame,
     ImageFiles,
     Source,
-    Video,
 )
+from detkit.inference.stream import Result
+from detkit.inference.video import EndedEarlyError, Video, mp4_boxes
+from detkit.signals import Terminated
 from detkit.structures import Detections
 from detkit.visualize import contact_sheet, draw_detections
 
 WRITABLE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_PROBE_WINDOW = "import cv2; cv2.namedWindow('detkit'); cv2.waitKey(1); cv2.destroyAllWindows()"
+RESERVE = 2**24  # bytes of the disk that a film leaves free, to be completed with
+KEEPING = (KeyboardInterrupt, Terminated, EndedEarlyError)  # what was done until then counts
 
 
 class Sink:
@@ -46,13 +45,12 @@ class Sink:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
+    def write(self, result: Result, picture: np.ndarray) -> None:
         """Take one frame.
 
         Args:
-            frame: as it came from its source.
+            result: the frame and what was found in it.
             picture: `[H, W, 3]` uint8 RGB, with the detections drawn.
-            found: the detections.
         """
         raise NotImplementedError
 
@@ -66,7 +64,7 @@ class Sink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        if kind is None or issubclass(kind, KEEPING):
             self.complete()
         else:
             self.discard()
@@ -88,12 +86,13 @@ class PictureSink(Sink):
         self.single = single
         self.count = 0
 
-    def write(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
+    def write(self, result: Result, picture: np.ndarray) -> None:
         """Write a picture; a format that cannot be written becomes JPEG.
 
         Raises:
             ValueError: it would take the place of its source.
         """
+        frame = result.frame
         path = self.path if self.single else self.path / frame.name
         if path.suffix.lower() not in WRITABLE_SUFFIXES:
             path = path.with_name(f"{path.name}.jpg")
@@ -122,10 +121,16 @@ class VideoSink(Sink):
         self._size = (0, 0)
         self._start = 0.0
 
-    def write(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
-        """Add a frame; the first one sets the size, whose sides become even (the format's rule)."""
+    def write(self, result: Result, picture: np.ndarray) -> None:
+        """Add a frame; the first one sets the size, whose sides become even (the format's rule).
+
+        Raises:
+            EndedEarlyError: the disk is nearly full.
+        """
         height, width = picture.shape[:2]
         writer = self._writer or self._open((width, height))
+        if self.count % 32 == 0:
+            self._check_disk()
         if (width, height) != self._size:
             picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
         picture = cv2.copyMakeBorder(
@@ -153,17 +158,31 @@ class VideoSink(Sink):
             )
         return self._writer
 
+    def _check_disk(self) -> None:
+        """OpenCV does not say that nothing arrives on the disk, and then the film has no end."""
+        if shutil.disk_usage(self.path.parent).free < RESERVE:
+            raise EndedEarlyError(
+                f"{self.path}: the disk is nearly full; the film ends here and is whole"
+            )
+
     def complete(self) -> None:
-        """Finish the film, so that players can open it."""
+        """Finish the film, so that players can open it.
+
+        Raises:
+            OSError: not all of it is on the disk; nothing is left then.
+        """
         if self._writer is None or self._aside is None:
             return
-        self._writer.release()
-        if not self._aside.is_file() or self._aside.stat().st_size == 0:  # OpenCV says nothing
+        try:
+            self._writer.release()
+            if not _is_whole(self._aside):
+                raise OSError(f"{self.path} could not be written to its end; is the disk full?")
+            with self._aside.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(self._aside, self.path)
+        except BaseException:
             self.discard()
-            raise OSError(f"nothing of {self.path} could be written; is the disk full?")
-        with self._aside.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(self._aside, self.path)
+            raise
 
     def discard(self) -> None:
         """Drop the part that was written."""
@@ -171,51 +190,6 @@ class VideoSink(Sink):
             self._writer.release()
         if self._aside is not None:
             self._aside.unlink(missing_ok=True)
-
-
-class JsonSink(Sink):
-    """All detections as one JSON list, a record each, like COCO results with names.
-
-    A record has "file_name", for videos and cameras "frame" (from 0), "category_id", "category",
-    "bbox" (x, y, width, height in pixels) and "score".
-
-    Args:
-        path: of the file.
-        class_names: of labels `0..C-1`.
-        category_ids: of labels `0..C-1`.
-    """
-
-    def __init__(
-        self, path: Path, *, class_names: Sequence[str], category_ids: Sequence[int]
-    ) -> None:
-        super().__init__(path)
-        self.class_names, self.category_ids = class_names, category_ids
-        self._records: list[dict[str, Any]] = []
-
-    def write(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
-        """Keep the detections of a frame."""
-        origin: dict[str, Any] = {"file_name": frame.name}
-        if frame.path is None:
-            origin["frame"] = frame.index
-        boxes = found.boxes.double()
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-        for box, label, score in zip(
-            xywh, found.labels.tolist(), found.scores.tolist(), strict=True
-        ):
-            self._records.append(
-                {
-                    **origin,
-                    "category_id": int(self.category_ids[label]),
-                    "category": self.class_names[label],
-                    "bbox": box,
-                    "score": score,
-                }
-            )
-
-    def complete(self) -> None:
-        """Write the list."""
-        lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in self._records)
-        write_atomically(self.path, f"[\n{lines}\n]\n")
 
 
 class SheetSink(Sink):
@@ -249,10 +223,10 @@ class SheetSink(Sink):
         self._seen = 0
         self._pictures: list[np.ndarray] = []
 
-    def write(self, frame: Frame, picture: np.ndarray, found: Detections) -> None:
+    def write(self, result: Result, picture: np.ndarray) -> None:
         """Keep a frame if it is its turn."""
         if self._seen in self._wanted:
-            self._pictures.append(self._tile(frame.image, found))
+            self._pictures.append(self._tile(result.frame.image, result.detections))
         self._seen += 1
 
     def _tile(self, image: np.ndarray, found: Detections) -> np.ndarray:
@@ -270,43 +244,6 @@ class SheetSink(Sink):
         """Write the sheet, if there is a picture to show."""
         if self._pictures:
             write_atomically(self.path, encode(contact_sheet(self._pictures), self.path.suffix))
-
-
-class Window:
-    """A window that shows pictures; q or Esc closes it.
-
-    Args:
-        wait: keep each picture until a key is pressed, else go on at once.
-
-    Raises:
-        ValueError: no window can be opened here; the message says why and what to do.
-    """
-
-    def __init__(self, *, wait: bool) -> None:
-        problem = window_problem()
-        if problem:
-            raise ValueError(problem)
-        self.wait = wait
-        self.name = "detkit (q to quit)"
-        cv2.namedWindow(self.name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-
-    def show(self, picture: np.ndarray) -> bool:
-        """Show `[H, W, 3]` uint8 RGB; False when the user wants no more."""
-        cv2.imshow(self.name, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        while True:
-            key = cv2.waitKey(50 if self.wait else 1)
-            if key >= 0:
-                return key & 0xFF not in (ord("q"), 27)
-            if cv2.getWindowProperty(self.name, cv2.WND_PROP_VISIBLE) < 1:  # closed by mouse
-                return False
-            if not self.wait:
-                return True
-
-    def __enter__(self) -> Window:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        cv2.destroyAllWindows()
 
 
 def picture_or_video_sink(source: Source, out: Path) -> PictureSink | VideoSink:
@@ -333,37 +270,19 @@ def picture_or_video_sink(source: Source, out: Path) -> PictureSink | VideoSink:
     return VideoSink(path, fps=source.fps or DEFAULT_FPS, live=source.live)
 
 
+def _is_whole(film: Path) -> bool:
+    """Whether its frames and their table are there; the size of the frames is written last."""
+    try:
+        sizes = dict(mp4_boxes(film))
+    except (OSError, ValueError):
+        return False
+    return b"moov" in sizes and sizes.get(b"mdat", 0) > 8
+
+
 def _film_name(source: Video) -> str:
     if source.path is not None:
         return source.path.stem
     return f"{source.name}-{time.strftime('%Y%m%d-%H%M%S')}"  # no recording replaces another
-
-
-def window_problem() -> str | None:
-    """Why OpenCV cannot open a window here and what to do about it, None where it can.
-
-    Tried in another process: where there is no display, Qt does not raise but ends its process.
-    """
-    gui = [
-        line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")
-    ]
-    if gui and "NONE" in gui[0]:
-        return (
-            "--show: this OpenCV was built without windows (opencv-python-headless took the place "
-            "of opencv-python); run: pip install --force-reinstall --no-deps opencv-python"
-        )
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE_WINDOW], capture_output=True, timeout=60, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "--show: opening a window takes too long here; leave out --show and give --out"
-    if probe.returncode == 0:
-        return None
-    return (
-        "--show: no window can be opened here (no display?); run it on a desktop, or leave out "
-        "--show and give --out"
-    )
 
 
 def check_picture_name(path: Path) -> None:
@@ -379,18 +298,28 @@ def check_picture_name(path: Path) -> None:
         )
 
 
-def check_output_file(path: Path, source: Source) -> None:
-    """Raise unless a file can be written there without destroying the source.
+def check_output_files(paths: Sequence[Path], source: Source, *inputs: str | Path) -> None:
+    """Raise unless these files can be written without destroying an input or one another.
+
+    Args:
+        paths: to be written.
+        source: of the frames.
+        inputs: other files that are read.
 
     Raises:
-        ValueError: it is a folder, or a file of the source.
+        ValueError: one is a folder, a file of the source or an input, is there twice, or may not be
+            written.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write")
-    files = source.paths if isinstance(source, ImageFiles) else [source.path]
-    for file in files:
-        if file is not None:
-            refuse_source(path, file)
+    read = source.paths if isinstance(source, ImageFiles) else [source.path]
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file to write")
+        check_writable(path)
+        for file in [*read, *map(Path, inputs)]:
+            if file is not None:
+                refuse_source(path, file)
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise ValueError(f"two results go to one file: {', '.join(map(str, paths))}; name two")
 
 
 def refuse_source(path: Path, source: Path) -> None:
