@@ -60,7 +60,7 @@ class Preparation:
     @classmethod
     def of(cls, recipe: Recipe) -> Preparation:
         """As `recipe.test` asks for: in the largest of its sizes, or uncut for tiles."""
-        shortest, longest = _limits(recipe)
+        shortest, longest = resize_limits(recipe)
         resize = EvalTransform(shortest=shortest, longest=longest)
         if recipe.test.tile is None:
             return cls(resize, recipe.test.batch_size)
@@ -81,11 +81,11 @@ class _ResizeSmall:
 
 
 def _resize(recipe: Recipe) -> Callable[[int, int], Size]:
-    shortest, longest = _limits(recipe)
+    shortest, longest = resize_limits(recipe)
     return partial(resized_shape, shortest=shortest, longest=longest)
 
 
-def _limits(recipe: Recipe) -> tuple[int | None, int | None]:
+def resize_limits(recipe: Recipe) -> tuple[int | None, int | None]:
     """Shortest and longest side of data.resize for the largest of the sizes in pixels."""
     largest, resize = max(recipe.test.scales), recipe.data.resize
     shortest, longest = (
