@@ -269,6 +269,31 @@ def test_ids_that_were_right_stay(content: Content, tmp_path: Path) -> None:
     assert ids == [1, 2, 16, *range(4, 16)]
 
 
+def test_a_text_that_is_a_number_becomes_it(content: Content, tmp_path: Path) -> None:
+    for item in content["images"]:
+        item["id"] = str(11 + item["id"])  # 12..16
+    for item in content["annotations"][:6]:
+        item["image_id"] = 11 + item["image_id"]  # not a text
+    for item in content["annotations"][6:]:
+        item["image_id"] = str(11 + item["image_id"])
+    repaired = check_data(write(tmp_path, content)).repair()
+    assert [item["id"] for item in repaired["images"]] == [12, 13, 14, 15, 16]
+    of_boxes = [item["image_id"] for item in repaired["annotations"]]
+    assert of_boxes == [each for each in (12, 13, 14, 15, 16) for _ in range(3)]
+
+
+def test_a_box_of_no_picture_is_not_given_to_one_that_gets_a_number(
+    content: Content, tmp_path: Path
+) -> None:
+    text_ids(content, tmp_path)
+    box(0, image_id=2)(content, tmp_path)
+    data = check_data(write(tmp_path, content))
+    repaired = data.repair()
+    assert [item["id"] for item in repaired["images"]] == [3, 4, 5, 6, 7]
+    assert len(repaired["annotations"]) == 14
+    assert data.report.changes[-1].endswith("dropped, its image is unknown")
+
+
 def test_the_first_of_a_file_gets_all_its_boxes(content: Content, tmp_path: Path) -> None:
     again("images", 0, id=99)(content, tmp_path)
     box(0, image_id=99)(content, tmp_path)

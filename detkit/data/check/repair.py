@@ -6,6 +6,7 @@ N images, G annotations.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,21 @@ class Repair:
         )
 
     def _numbers(self, images: list[dict[str, Any]]) -> dict[Any, int]:
-        """New ids for those that are texts."""
-        texts = [image["id"] for image in images if isinstance(image["id"], str)]
-        free = 1 + max((image["id"] for image in images if is_whole(image["id"])), default=0)
-        numbers = {text: free + index for index, text in enumerate(texts)}
+        """New ids for those that are texts: the number that a text is, else a free one."""
+        ids = [image["id"] for image in images]
+        named = [item["image_id"] for item in self.records.annotations]
+        taken = set(filter(is_whole, ids))
+        # that no box names: one of an unknown image must not be given to another by chance
+        free = 1 + max(
+            filter(is_whole, (*map(_as_number, ids), *map(_as_number, named))), default=0
+        )
+        numbers: dict[Any, int] = {}
+        for text in (each for each in ids if isinstance(each, str)):
+            number = _as_number(text)
+            if not is_whole(number) or number in taken:
+                number, free = free, free + 1
+            numbers[text] = number
+            taken.add(number)
         self.changes += [f"image {text!r}: its id is {number}" for text, number in numbers.items()]
         return numbers
 
@@ -223,6 +235,11 @@ class Repair:
             items[index] = {**items[index], "id": free}
             free += 1
         self._replace(annotations=items)
+
+
+def _as_number(each: Any) -> Any:
+    """The whole number that a text is, e.g. 19 of "19"; anything else as it is."""
+    return int(each) if isinstance(each, str) and re.fullmatch("0|[1-9][0-9]{,17}", each) else each
 
 
 def _kept(items: Sequence[Any], mask: np.ndarray) -> list[Any]:
