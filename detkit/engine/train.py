@@ -263,8 +263,8 @@ def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: Sto
         best = run.val_set is None
         if outcome is not None:
             best = _take_in(outcome, state)
-            schedule = run.recipe.train.schedule
-            if schedule.name == "plateau" and not (state.waited or 1) % schedule.patience:
+            schedule, waited = run.recipe.train.schedule, state.waited
+            if schedule.name == "plateau" and waited and waited % schedule.patience == 0:
                 state.schedule.fall()
             _report(state, outcome, log, bar)
             _explain(state, outcome, bar)

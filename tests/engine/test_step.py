@@ -88,7 +88,13 @@ def test_patience(
     assert load_checkpoint(tmp_path / "last.pt").epoch == 4
 
 
+@pytest.mark.parametrize(
+    ("patience", "rates_of_epochs"),
+    [(2, [0.01, 0.01, 0.01, 0.001]), (1, [0.01, 0.01, 0.001, 1e-4])],
+)
 def test_plateau_lowers_the_rate(
+    patience: int,
+    rates_of_epochs: list[float],
     tiny_recipe: MakeRecipe,
     run: Callable[..., Path],
     records: Callable[[Path], list[dict[str, Any]]],
@@ -96,10 +102,12 @@ def test_plateau_lowers_the_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores_given(monkeypatch, [0.3, 0.2, 0.1, 0.4])
-    schedule = "train.schedule={name: plateau, warmup_steps: 0, patience: 2, gamma: 0.1}"
+    schedule = (
+        f"train.schedule={{name: plateau, warmup_steps: 0, patience: {patience}, gamma: 0.1}}"
+    )
     run(tiny_recipe(schedule, "train.optimizer.lr=0.01"), tmp_path)
     rates = [record["lr"] for record in records(tmp_path) if record["kind"] == "step"]
-    assert rates == pytest.approx([0.01] * 9 + [0.001] * 3)
+    assert rates == pytest.approx([rate for rate in rates_of_epochs for _ in range(3)])
 
 
 @pytest.mark.parametrize(
