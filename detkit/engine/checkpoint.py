@@ -8,6 +8,7 @@ continues.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,21 +132,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        reason = type(error).__name__  # whose own message is advice to run the code in the file
-        if isinstance(error, (RuntimeError, OSError)):
-            reason = str(error).partition("\n")[0].partition(". ")[0][:120]
         raise ValueError(
-            f"{path} is damaged or no checkpoint ({reason}); give the best.pt or last.pt of a run"
+            f"{path} is damaged or no checkpoint ({_reason(path, error)}); give the best.pt or "
+            "last.pt of a run"
         ) from None
     if (member := damaged_member(path)) is not None:
         raise ValueError(
             f"{path} is damaged (wrong checksum of {member}); give the best.pt or last.pt of a run"
         )
     if not isinstance(content, dict) or not {"format", "recipe", "model"} <= content.keys():
-        raise ValueError(f"{path} is not a detkit checkpoint; train one with tools/train.py")
+        raise ValueError(
+            f"{path} is not a detkit checkpoint; train one with tools/train.py, or give a file of "
+            "weights alone as weights= beside the name of its model"
+        )
     if content["format"] != FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}; "
             "use the version of detkit that wrote it"
         )
     return content
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why torch does not load a file, whose own words are advice to run the code in it."""
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds objects of another program, {foreign[1]}, whose code is not run"
+    if "TorchScript" in str(error):
+        return "it is TorchScript; where tools/export.py wrote it, it ends in .torchscript"
+    with path.open("rb") as handle:
+        start = handle.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the pickle of torch before 1.6
+        return "it is no file that torch.save wrote"
+    if isinstance(error, (RuntimeError, OSError)):
+        return str(error).partition("\n")[0].partition(". ")[0][:120]
+    return type(error).__name__

@@ -6,19 +6,21 @@ B pictures in a batch, H and W the height and width of one, C classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from detkit.backbones.weights import load_into, read_weights
 from detkit.config import Recipe, build_recipe
-from detkit.data import Sample, collate, read_image
+from detkit.data import Sample, collate
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.torchvision_weights import PUBLISHED, convert, is_torchvision
 from detkit.engine.checkpoint import load_checkpoint
@@ -26,11 +28,14 @@ from detkit.engine.device import amp_dtype, pick_device
 from detkit.engine.proposals import picture_proposals
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation.thresholds import Thresholds, above, read_thresholds
+from detkit.inference.batches import Numbered, group_by_size, in_order, read_ahead
+from detkit.inference.export.exported import load_exported
+from detkit.inference.export.metadata import format_of
+from detkit.inference.pictures import Picture, each_picture, stands_for_several, to_rgb
+from detkit.inference.sources import Source
+from detkit.inference.stream import Stream, open_stream
 from detkit.registry import suggest
-from detkit.structures import Batch, Detections
-
-Picture = str | os.PathLike[str] | np.ndarray | Tensor
-Pictures = list[Any] | tuple[Any, ...]  # of Picture; not Sequence, which a path is too
+from detkit.structures import Detections
 
 
 def load(
@@ -40,35 +45,38 @@ def load(
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """A predictor from a checkpoint, or from a published model.
+    """A predictor from a checkpoint, an exported file, or a published model.
 
     It looks at pictures as tools/test.py does: what the section `test` of the recipe says of
     scales, mirror images, tiles and thresholds holds.
 
     Args:
-        model: a checkpoint ("runs/quickstart/best.pt"), or the name of a published model
-            ("fasterrcnn_resnet50_fpn").
-        weights: only with a name: "coco" for torchvision's published file, or the path of a file
-            with the 90 classes of COCO.
+        model: a checkpoint ("runs/quickstart/best.pt"), a file that tools/export.py wrote
+            (".onnx"; of .torchscript and .pt2 load only those that you trust: they are programs),
+            or the name of a published model ("fasterrcnn_resnet50_fpn").
+        weights: only with a name: the path of a file with the 90 classes of COCO, instead of
+            torchvision's published file ("coco"), which is downloaded once, into torch.hub's cache.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
         overrides: changes to the recipe, as on the command line ("test.tile=640",
-            "model.select.nms=soft_gaussian").
+            "model.select.nms=soft_gaussian"); an exported file has its section `model` fixed.
 
     Raises:
-        ValueError: no such checkpoint, name, weights, device or setting, or one that cannot be
-            used.
+        ValueError: no such file, name, weights, device or setting, or one that cannot be used.
         ConnectionError: the published file is neither in the cache nor to be had.
     """
     target = pick_device(device)
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     if str(model) in PUBLISHED:
-        return _load_published(str(model), weights, target, overrides)
+        return _load_published(str(model), weights or "coco", target, overrides)
     if weights is not None:
         raise ValueError(
             f"weights={str(weights)!r} goes with the name of a published model "
-            f"({', '.join(PUBLISHED)}); the checkpoint {model} has its own"
+            f"({', '.join(PUBLISHED)}); {model} has its own"
         )
-    checkpoint = load_checkpoint(_checkpoint_path(model), overrides)
+    path = _existing_file(model)
+    if format_of(path) is not None:
+        return _load_exported(path, device, overrides)
+    checkpoint = load_checkpoint(path, overrides)
     return Predictor(
         checkpoint.detector(),
         checkpoint.recipe,
@@ -122,52 +130,147 @@ class Predictor:
 
     @overload
     def __call__(
-        self, pictures: Picture, *, score_threshold: Thresholds | None = None
+        self,
+        pictures: np.ndarray | Tensor | Image.Image,
+        *,
+        score_threshold: Thresholds | None = None,
     ) -> Detections: ...
+    @overload  # Detections; of a folder or pattern a list of them, which no type can tell
+    def __call__(
+        self, pictures: str | os.PathLike[str], *, score_threshold: Thresholds | None = None
+    ) -> Any: ...
     @overload
     def __call__(
-        self, pictures: Pictures, *, score_threshold: Thresholds | None = None
+        self,
+        pictures: list[Any] | tuple[Any, ...],
+        *,
+        score_threshold: Thresholds | None = None,
     ) -> list[Detections]: ...
+    @overload
     def __call__(
-        self, pictures: Picture | Pictures, *, score_threshold: Thresholds | None = None
-    ) -> Detections | list[Detections]:
-        """Find objects in a picture, or in each of a list of pictures.
+        self, pictures: Iterator[Any], *, score_threshold: Thresholds | None = None
+    ) -> Iterator[Detections]: ...
+    def __call__(
+        self,
+        pictures: Picture | Iterable[Any],
+        *,
+        score_threshold: Thresholds | None = None,
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Find objects in a picture, or in each of many.
 
-        The pictures of a list are read and computed in batches of the recipe's test.batch_size;
-        with test.tile one after the other, and their tiles in batches.
+        Pictures of one size are computed in batches of the recipe's test.batch_size, while the next
+        ones are read; with test.tile one after the other, and their tiles in batches. What is
+        found in a picture does not depend on the others, up to the rounding of float32.
 
         Args:
-            pictures: a path, an array `[H, W, 3]` uint8 RGB or a tensor `[3, H, W]` uint8 RGB; or
-                a list of these, of any sizes.
+            pictures: a path; an array `[H, W, 3]` or a tensor `[3, H, W]`, uint8 RGB (OpenCV reads
+                BGR: `image[..., ::-1]`), or grey; or a Pillow image. For many, of any sizes: a
+                folder, a pattern ("photos/*.jpg"; see `list_pictures` for the order of both), a
+                list or tuple of all these, or a generator of them.
             score_threshold: only detections whose score is at least this, instead of the recipe's
                 test.thresholds: a number, `{name of a class: number}`, or a file of these, as
                 tools/choose_thresholds.py writes it. The detector itself reports none below its
                 own threshold, model.select.score_threshold.
 
         Returns:
-            Detections on the CPU, in pixels of the original picture, best first; a list of them
-            for a list.
+            Detections on the CPU, in pixels of the original picture, best first. A list of them for
+            a list, folder or pattern. A generator for a generator: it reads some batches ahead, so
+            that memory does not grow with the number of pictures.
 
         Raises:
-            ValueError: a picture that cannot be read or is of another type or shape; a threshold
-                that is none.
+            ValueError: a picture that cannot be read or is of another type or shape, no picture in
+                a folder; a threshold that is none. A generator gives the detections in all
+                pictures before a broken one first.
         """
         limits = self._thresholds if score_threshold is None else self._read(score_threshold)
-        if not isinstance(pictures, list | tuple):
-            return self._predict([pictures], limits)[0]
-        found: list[Detections] = []
-        size = self._preparation.batch_size
-        for start in range(0, len(pictures), size):
-            found += self._predict(pictures[start : start + size], limits)
-        return found
+        if isinstance(pictures, Iterator):
+            return self._find(pictures, limits)
+        if isinstance(pictures, str | os.PathLike) and stands_for_several(pictures):
+            return list(self._find([pictures], limits))
+        if isinstance(pictures, list | tuple):
+            return list(self._find(pictures, limits))
+        return self._predict([pictures], limits)[0]  # type: ignore[list-item]  # to_rgb checks it
+
+    def stream(
+        self,
+        source: Source | str | os.PathLike[str] | int,
+        *,
+        every: int = 1,
+        track: bool = False,
+        classes: Sequence[str] | None = None,
+        score_threshold: Thresholds | None = None,
+    ) -> Stream:
+        """Find objects in every frame of a video, camera, network stream, folder or pattern.
+
+        Reading, detecting and what the caller does with a result overlap; of cameras and network
+        streams, frames that come too fast are dropped; see `Stream` for how it ends.
+
+        Args:
+            source: as for `open_source`, or what that returned.
+            every: the detector looks at every so many frames of a video; between them its last
+                detections are given again.
+            track: number the objects; the results then have ids.
+            classes: names of the only classes to report.
+            score_threshold: as for a call.
+
+        Returns:
+            An iterator of `(frame, detections, ids, fresh)`.
+
+        Raises:
+            ValueError: a source that cannot be used, or another setting that is none.
+
+        Example:
+            >>> for frame, found, *_ in predictor.stream("clip.mp4"):  # doctest: +SKIP
+            ...     print(frame.index, len(found))
+        """
+        limits = self._thresholds if score_threshold is None else self._read(score_threshold)
+        return open_stream(
+            lambda image: self._predict([image], limits)[0],
+            source,
+            class_names=self.class_names,
+            every=every,
+            track=track,
+            classes=classes,
+        )
 
     def _read(self, thresholds: Thresholds | None) -> list[float] | None:
         return None if thresholds is None else read_thresholds(thresholds, self.class_names)
 
+    def _find(
+        self, pictures: Iterable[Picture], thresholds: list[float] | None
+    ) -> Iterator[Detections]:
+        """Detections in each picture, in their order; reads ahead."""
+        size = self._preparation.batch_size
+        samples = read_ahead(each_picture(pictures), self._prepare, ahead=size)
+        with closing(samples):
+            groups = group_by_size(samples, batch_size=size, divisor=self._divisor)
+            yield from in_order(self._detect_numbered(groups, thresholds))
+
+    def _detect_numbered(
+        self, groups: Iterable[list[Numbered[Sample]]], thresholds: list[float] | None
+    ) -> Iterator[Numbered[Detections]]:
+        for group in groups:
+            places, samples = zip(*group, strict=True)
+            yield from zip(places, self._detect(samples, thresholds), strict=True)
+
     def _predict(
         self, pictures: Sequence[Picture], thresholds: list[float] | None
     ) -> list[Detections]:
-        batch = self._batch([to_rgb(picture) for picture in pictures])
+        """Detections in the pictures of one batch."""
+        return self._detect([self._prepare(picture) for picture in pictures], thresholds)
+
+    def _prepare(self, picture: Picture) -> Sample:
+        """Read and resize as testing does; no truths."""
+        image = to_rgb(picture)
+        sample = _without_truth(image)
+        if self._propose is not None:
+            sample = replace(sample, proposals=self._propose(image))
+        return self._preparation.transform(sample, 0)
+
+    def _detect(
+        self, samples: Sequence[Sample], thresholds: list[float] | None
+    ) -> list[Detections]:
+        batch = collate(samples, divisor=self._divisor).without_targets()
         with (
             torch.no_grad(),  # not inference_mode: callers may change what they get in place
             torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
@@ -177,51 +280,6 @@ class Predictor:
         if thresholds is None:
             return found
         return [above(each, thresholds) for each in found]
-
-    def _batch(self, images: Sequence[np.ndarray]) -> Batch:
-        """Resize and pad as testing does."""
-        prepare = self._preparation.transform
-        samples = [prepare(self._sample(image), 0) for image in images]
-        return collate(samples, divisor=self._divisor).without_targets()
-
-    def _sample(self, image: np.ndarray) -> Sample:
-        sample = _without_truth(image)
-        return sample if self._propose is None else replace(sample, proposals=self._propose(image))
-
-
-def to_rgb(picture: Picture) -> np.ndarray:
-    """A picture in any accepted form as `[H, W, 3]` uint8 RGB.
-
-    Raises:
-        ValueError: a file that is no picture, or an array of another type or shape.
-    """
-    if isinstance(picture, str | os.PathLike):
-        return read_image(picture)
-    if isinstance(picture, Tensor):
-        _check_pixels(picture, "tensor", "[3, H, W]", channels=0)
-        return picture.permute(1, 2, 0).cpu().numpy()
-    if isinstance(picture, np.ndarray):
-        _check_pixels(picture, "array", "[H, W, 3]", channels=2)
-        return picture
-    raise ValueError(
-        f"cannot take a {type(picture).__name__} for a picture; give a path, an array [H, W, 3] "
-        "uint8 RGB (np.asarray(picture) of a Pillow image), a tensor [3, H, W] uint8, or a list"
-    )
-
-
-def _check_pixels(image: np.ndarray | Tensor, kind: str, wanted: str, *, channels: int) -> None:
-    shape = list(image.shape)
-    given = f"the {kind} is {shape} {str(image.dtype).removeprefix('torch.')}"
-    if len(shape) == 4:
-        raise ValueError(f"{given}, a picture is {wanted} uint8; give several as list({kind})")
-    if len(shape) != 3 or shape[channels] != 3:
-        raise ValueError(f"{given}, a picture is {wanted} uint8, RGB; convert it first")
-    if str(image.dtype).removeprefix("torch.") != "uint8":
-        raise ValueError(
-            f"{given}, a picture is {wanted} uint8 in 0..255; scale and convert it first"
-        )
-    if 0 in shape:
-        raise ValueError(f"{given}, it has no pixels; a picture has at least one")
 
 
 def _without_truth(image: np.ndarray) -> Sample:
@@ -236,12 +294,21 @@ def _without_truth(image: np.ndarray) -> Sample:
     )
 
 
+def _load_exported(path: Path, device: str | None, overrides: Sequence[str]) -> Predictor:
+    detector, recipe = load_exported(path, device, overrides)
+    return Predictor(
+        detector,
+        recipe,
+        class_names=detector.metadata.class_names,
+        category_ids=detector.metadata.category_ids,
+        device=detector.device,
+    )
+
+
 def _load_published(
-    name: str, weights: str | Path | None, device: torch.device, overrides: Sequence[str]
+    name: str, weights: str | Path, device: torch.device, overrides: Sequence[str]
 ) -> Predictor:
     """A published architecture with the 90 category ids of COCO, ten of which name nothing."""
-    if weights is None:
-        raise ValueError(f"{name} needs weights: 'coco', or the path of a file with its classes")
     names = get_model_weights(name)["COCO_V1"].meta["categories"][1:]  # 0 is the background
     model = PUBLISHED[name].model_dump(mode="json")
     recipe = build_recipe({"name": name, "model": model}, overrides, where=name)
@@ -255,12 +322,22 @@ def _load_published(
     )
 
 
-def _checkpoint_path(model: str | Path) -> Path:
-    """The path, unless it is a folder or looks like a misspelt name of a published model."""
+def _existing_file(model: str | Path) -> Path:
+    """The path, unless it is a folder, a URL or a misspelt name of a published model."""
     path = Path(model)
+    if "://" in str(model):
+        raise ValueError(f"{model} is a URL; download the file and give its path")
     if path.is_dir():
-        inside = ", ".join(sorted(str(each) for each in path.glob("*.pt"))) or "it holds none"
-        raise ValueError(f"{path} is a folder, name a checkpoint (.pt) in it: {inside}")
+        inside = ", ".join(
+            sorted(
+                str(each)
+                for each in path.iterdir()
+                if each.suffix == ".pt" or format_of(each) is not None
+            )
+        )
+        raise ValueError(
+            f"{path} is a folder, name a checkpoint (.pt) in it: {inside or 'it holds none'}"
+        )
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
         raise ValueError(
             f"no checkpoint {str(path)!r}, and no published model of that name; "

@@ -147,12 +147,19 @@ class Evil:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"just text", "FILE is damaged or no checkpoint (KeyError); give the best.pt or last.pt"),
-        (b"\xff\xd8\xff\xe0 a picture", "FILE is damaged or no checkpoint (UnpicklingError); give"),
+        (
+            b"just text",
+            "FILE is damaged or no checkpoint (it is no file that torch.save wrote); give",
+        ),
+        (
+            b"\xff\xd8\xff\xe0 a picture",
+            "FILE is damaged or no checkpoint (it is no file that torch.save",
+        ),
+        (b"", "FILE is damaged or no checkpoint (the file is empty); give the best.pt or last.pt"),
         (pickle.dumps({"a": 1}, protocol=2), "FILE is damaged or no checkpoint"),
         (
             pickle.dumps(Evil(), protocol=2),
-            "FILE is damaged or no checkpoint (UnpicklingError); give",
+            "FILE is damaged or no checkpoint (it holds objects of another program",
         ),
     ],
 )
@@ -168,7 +175,7 @@ def test_another_file(tmp_path: Path, data: bytes, message: str) -> None:
         ({"model": {}, "recipe": {}}, "is not a detkit checkpoint"),
         (torch.ones(3), "is not a detkit checkpoint"),
         ([1, 2], "is not a detkit checkpoint"),
-        ({"model": Evil()}, "is damaged or no checkpoint (UnpicklingError)"),
+        ({"model": Evil()}, "is damaged or no checkpoint (it holds objects of another program"),
     ],
 )
 def test_another_checkpoint(tmp_path: Path, content: object, message: str) -> None:

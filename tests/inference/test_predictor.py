@@ -91,9 +91,10 @@ def test_a_picture_gives_what_testing_gives(
 def test_a_list_gives_what_testing_gives(
     predictor: Predictor, tiny_checkpoint: Path, files: list[Path], pictures: list[np.ndarray]
 ) -> None:
-    expected = engine_finds(tiny_checkpoint, files, pictures, batch_size=4)  # as in the checkpoint
-    found = predictor(files)
-    assert len(found) == 5 and all(map(same, found, expected))
+    alike, images = files[1:], pictures[1:]
+    expected = engine_finds(tiny_checkpoint, alike, images, batch_size=4)  # as in the checkpoint
+    found = predictor(alike)
+    assert len(found) == 4 and all(map(same, found, expected))
 
 
 def test_path_array_and_tensor_give_the_same(
@@ -120,11 +121,11 @@ def test_pictures_are_resized_and_padded_as_the_recipe_says(
     monkeypatch.setattr(predictor.detector, "predict", predict)
     assert len(predictor(pictures)) == 5
     first, second = batches  # batch_size 4; shortest 64, longest 96
-    assert first.sizes == ((96, 64), *[(60, 96)] * 3)
-    assert first.original_sizes == ((90, 60), *[(50, 80)] * 3)
-    assert first.images.shape == (4, 3, 96, 96) and first.images.dtype == torch.uint8
-    assert second.sizes == ((60, 96),) and second.images.shape == (1, 3, 64, 96)
-    assert second.targets is None and not second.images[:, :, 60:].any()
+    assert first.sizes == ((60, 96),) * 4 and first.original_sizes == ((50, 80),) * 4
+    assert first.images.shape == (4, 3, 64, 96) and first.images.dtype == torch.uint8
+    assert first.targets is None and not first.images[:, :, 60:].any()
+    assert second.sizes == ((96, 64),) and second.original_sizes == ((90, 60),)
+    assert second.images.shape == (1, 3, 96, 64)
     predictor(np.zeros((30, 80, 3), np.uint8))
     assert batches[2].sizes == ((36, 96),) and batches[2].images.shape == (1, 3, 64, 96)
 
@@ -187,9 +188,14 @@ def test_looks_are_those_of_testing(
     looking = load(tiny_checkpoint, device="cpu", overrides=overrides)
     found = looking(pictures)
     assert not any(map(same, found, predictor(pictures)))
-    checkpoint = load_checkpoint(tiny_checkpoint, ["data.workers=0", *overrides])
+    # one by one, without padding for the others' sake
+    one = ["data.workers=0", "test.batch_size=1", *overrides]
+    checkpoint = load_checkpoint(tiny_checkpoint, one)
     expected = detect_with(checkpoint, as_dataset(files, pictures), device=torch.device("cpu"))
-    assert all(same(found[index], each) for index, each in expected.items())
+    for index, each in expected.items():
+        assert torch.equal(found[index].labels, each.labels)
+        torch.testing.assert_close(found[index].boxes, each.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found[index].scores, each.scores, rtol=0, atol=1e-5)
     assert len(expected) == len(found) == 5
 
 
@@ -221,7 +227,7 @@ def test_what_a_predictor_knows(predictor: Predictor) -> None:
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.zeros((4, 5), np.uint8), r"array is \[4, 5\] uint8, a picture is \[H, W, 3\] uint8"),
+        (np.zeros((4, 5, 2), np.uint8), r"\[4, 5, 2\] uint8, a picture is \[H, W, 3\] uint8"),
         (np.zeros((4, 5, 4), np.uint8), r"array is \[4, 5, 4\] uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"array is \[3, 4, 5\] uint8"),
         (np.zeros((0, 5, 3), np.uint8), "it has no pixels"),
@@ -234,7 +240,11 @@ def test_what_a_predictor_knows(predictor: Predictor) -> None:
         (torch.zeros(3, 4, 5), r"tensor is \[3, 4, 5\] float32"),
         (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), r"give several as list\(tensor\)"),
         (torch.zeros(3, 0, 5, dtype=torch.uint8), "it has no pixels"),
-        (None, "cannot take a NoneType for a picture"),
+        (None, "cannot take a NoneType for a picture .cv2.imread returns None"),
+        (b"GIF89a", "cannot take a bytes for a picture; give a path"),
+        ({"image": "a.jpg"}, "cannot take a dict for a picture"),
+        ("https://example.org/a.jpg", "is a URL; download"),
+        ("no/*.jpg", r"no pictures that fit the pattern no/\*\.jpg; known are .*\.jpg"),
         (0, "cannot take a int for a picture"),
         ("no/such.jpg", "cannot read image no/such.jpg"),
     ],
@@ -255,7 +265,8 @@ def test_load_is_offered_at_the_top() -> None:
     [
         ("no/best.pt", {}, "no checkpoint at no/best.pt"),
         ("fasterrcnn_resnet50", {}, "did you mean 'fasterrcnn_resnet50_fpn'"),
-        ("fasterrcnn_resnet50_fpn", {}, "needs weights: 'coco'"),
+        ("https://example.org/best.pt", {}, "is a URL; download"),
+        ("no/best.onnx", {}, "no exported file at no/best.onnx"),
         ("fasterrcnn_resnet50_fpn", {"weights": "no.pth"}, "'no.pth': no such file"),
         ("no/best.pt", {"weights": "coco"}, "has its own"),
         ("no/best.pt", {"device": "gpu"}, "unknown device 'gpu'"),
