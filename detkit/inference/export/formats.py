@@ -112,7 +112,7 @@ def _dynamic_shapes(module: ExportableDetector) -> tuple[dict[int, Any], ...]:
     shapes = ({0: batch, 2: height, 3: width}, {0: batch})
     if not module.takes_proposals:
         return shapes
-    return (*shapes, {0: batch, 1: Dim("regions", min=1)})
+    return (*shapes, {0: batch, 1: Dim("regions", min=1, max=module.most_proposals)})
 
 
 def export_torchscript(

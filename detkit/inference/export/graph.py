@@ -10,20 +10,23 @@ classes, M candidates, K reported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from detkit.detectors import Detector
+from detkit.detectors import Detector, ImagePyramid, Tiled
+from detkit.detectors.image_pyramid import Octaves
 from detkit.detectors.one_stage import OneStage
-from detkit.inference.export.places import NOTHING, Found, clip_to, joined, rows_at, top
-from detkit.inference.export.suppression import best_of, check_exportable, suppress
+from detkit.detectors.proposals import GivenProposals
+from detkit.detectors.region_proposal import RegionProposal
+from detkit.detectors.sliding_window import SlidingWindow
+from detkit.detectors.task_aligned import TaskAlignedHead
+from detkit.inference.export.places import NOTHING, Found
+from detkit.inference.export.pyramid import PyramidGraph
+from detkit.inference.export.regions import RegionGraph
+from detkit.inference.export.selection import select
+from detkit.inference.export.suppression import check_exportable
+from detkit.inference.export.windows import WindowGraph
 from detkit.ops import Selection
-
-MOST_CANDIDATES = 5000  # of an image; what is reported is among far fewer of the best
-
-Level = tuple[Tensor, Tensor]  # boxes [B, N, 4] or [B, N, C, 4]; scores [B, N, C]
 
 
 class ExportableDetector(nn.Module):
@@ -35,7 +38,7 @@ class ExportableDetector(nn.Module):
         mean: `[3, 1, 1]` of R, G and B in 0..1.
         std: `[3, 1, 1]`.
         max_detections: K.
-        takes_proposals: whether regions come from outside.
+        most_proposals: P at most, of detectors whose regions come from outside; None: of others.
         divisor: H and W are multiples of it.
     """
 
@@ -49,7 +52,7 @@ class ExportableDetector(nn.Module):
         std: Tensor,
         *,
         max_detections: int,
-        takes_proposals: bool,
+        most_proposals: int | None,
         divisor: int,
     ) -> None:
         super().__init__()
@@ -57,8 +60,13 @@ class ExportableDetector(nn.Module):
         self.register_buffer("mean", mean.clone(), persistent=False)
         self.register_buffer("std", std.clone(), persistent=False)
         self.max_detections = max_detections
-        self.takes_proposals = takes_proposals
+        self.most_proposals = most_proposals
         self.divisor = divisor
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether regions to look at come from outside."""
+        return self.most_proposals is not None
 
     def forward(
         self, images: Tensor, sizes: Tensor, proposals: Tensor | None = None
@@ -106,22 +114,90 @@ def exportable(detector: Detector, *, divisor: int = 32) -> ExportableDetector:
     Raises:
         ValueError: there is no such form of this detector.
     """
-    graph, takes_proposals, count = _graph_of(detector)
     return ExportableDetector(
-        graph,
+        _graph_of(detector, divisor),
         detector.mean,
         detector.std,
-        max_detections=count,
-        takes_proposals=takes_proposals,
+        max_detections=_count(detector),
+        most_proposals=_most_proposals(detector),
         divisor=divisor,
     ).eval()
 
 
-def _graph_of(detector: Detector) -> tuple[nn.Module, bool, int]:
-    if isinstance(detector, OneStage):
-        check_exportable(detector.selection.nms)
-        return OneStageGraph(detector), False, detector.selection.max_detections
-    raise ValueError(f"{type(detector).__name__} cannot be exported; export the detector inside it")
+def _graph_of(detector: Detector, divisor: int) -> nn.Module:
+    """The graph of a detector.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(detector, ImagePyramid):
+        return _pyramid(detector, divisor)
+    if isinstance(detector, Tiled):
+        raise ValueError(
+            "tiles are cut from pictures before the network sees them, and no file of a network "
+            "holds that; leave out test.tile"
+        )
+    check_exportable(selection_of(detector).nms)
+    if isinstance(detector, SlidingWindow):
+        return WindowGraph(detector, divisor)
+    if isinstance(detector, RegionProposal):
+        return RegionGraph(detector)
+    assert isinstance(detector, OneStage)
+    return OneStageGraph(detector)
+
+
+def _pyramid(detector: ImagePyramid, divisor: int) -> PyramidGraph:
+    if isinstance(detector.scales, Octaves):
+        raise ValueError(
+            "image_pyramid.smallest makes as many copies as a picture's size asks for, which no "
+            "graph of fixed shapes holds; give image_pyramid.scales"
+        )
+    check_exportable(detector.fuse.keywords["nms"])  # type: ignore[attr-defined]
+    return PyramidGraph(
+        _graph_of(detector.detector, divisor),
+        detector,
+        num_classes=_num_classes(detector),
+        count=_count(detector),
+    )
+
+
+def selection_of(detector: Detector) -> Selection:
+    """What a detector reports, of a pyramid the detector inside."""
+    if isinstance(detector, ImagePyramid):
+        return selection_of(detector.detector)
+    if isinstance(detector, RegionProposal):
+        return detector.roi_stages[-1].selection
+    assert isinstance(detector, OneStage | SlidingWindow)
+    return detector.selection
+
+
+def _count(detector: Detector) -> int:
+    """How many boxes of an image are reported at most."""
+    own = selection_of(detector).max_detections
+    if not isinstance(detector, ImagePyramid):
+        return own
+    limit = detector.fuse.keywords["max_detections"]  # type: ignore[attr-defined]
+    return own if limit is None else limit
+
+
+def _num_classes(detector: Detector) -> int:
+    if isinstance(detector, ImagePyramid):
+        return _num_classes(detector.detector)
+    if isinstance(detector, RegionProposal):
+        return detector.roi_stages[0].head.cls_score.out_features - 1
+    assert isinstance(detector, OneStage | SlidingWindow)
+    if isinstance(detector.head, TaskAlignedHead):
+        return detector.head.class_logits.out_channels
+    return detector.head.num_classes  # type: ignore[return-value]
+
+
+def _most_proposals(detector: Detector) -> int | None:
+    """How many regions of an image it takes from outside; None: it finds them itself."""
+    if isinstance(detector, ImagePyramid):
+        return _most_proposals(detector.detector)
+    if isinstance(detector, RegionProposal) and isinstance(detector.rpn, GivenProposals):
+        return detector.rpn.limit
+    return None
 
 
 class OneStageGraph(nn.Module):
@@ -138,46 +214,3 @@ class OneStageGraph(nn.Module):
         maps = maps if self.neck is None else self.neck(maps)
         padded = (images.shape[-2], images.shape[-1])
         return select(self.head.candidates(self.head(maps), padded), sizes, self.selection)
-
-
-def select(levels: Sequence[Level], sizes: Tensor, selection: Selection) -> Found:
-    """As `Selection.of_levels`: what is reported, best first; boxes are clipped to the sizes."""
-    found = joined(
-        [candidates(clip_to(boxes, sizes), scores, selection) for boxes, scores in levels]
-    )
-    if found.scores.shape[1] > MOST_CANDIDATES:
-        found = best_of(found, MOST_CANDIDATES)
-    return suppress(
-        found,
-        nms=selection.nms,
-        iou_threshold=selection.iou_threshold,
-        sigma=selection.sigma,
-        class_agnostic=selection.class_agnostic,
-        score_threshold=selection.score_threshold,
-        num_classes=levels[0][1].shape[2],
-        count=selection.max_detections,
-    )
-
-
-def candidates(boxes: Tensor, scores: Tensor, selection: Selection) -> Found:
-    """As `detkit.ops.nms.candidates`: the best pairs of a row and a class, of each image.
-
-    Args:
-        boxes: `[B, N, 4]` or `[B, N, 1, 4]` where all classes share a box, or `[B, N, C, 4]`.
-        scores: `[B, N, C]`.
-        selection: says what counts.
-    """
-    count, classes = selection.pre_nms or MOST_CANDIDATES, scores.shape[2]
-    # each of the best pairs is in one of as many rows that have the best maxima
-    best, row = top(scores.amax(dim=2), count)  # [B, M]
-    scores = rows_at(scores, row).where(best[..., None] > NOTHING, NOTHING)
-    scores, index = scores.flatten(1).topk(count, dim=1)  # [B, M]
-    place, label = index // classes, index % classes
-    boxes = rows_at(boxes, row.gather(1, place))  # [B, M, 4] or [B, M, C, 4]
-    if boxes.ndim == 4:
-        column = label * (boxes.shape[2] > 1)
-        boxes = boxes.gather(2, column[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
-    sides = boxes[..., 2:] - boxes[..., :2]
-    valid = (sides >= selection.min_size).all(dim=-1) & (sides.prod(dim=-1).abs() < torch.inf)
-    valid = valid & (scores > selection.score_threshold)
-    return Found(boxes.where(valid[..., None], 0.0), scores.where(valid, NOTHING), label)

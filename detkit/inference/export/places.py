@@ -27,15 +27,15 @@ class Found(NamedTuple):
     labels: Tensor
 
 
-def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top(values: Tensor, count: int, *, filling: float = NOTHING) -> tuple[Tensor, Tensor]:
     """The best of each row of `[B, N]`, `count` of them also where there are fewer.
 
     Returns:
-        values `[B, count]`, descending, filled up with `NOTHING`; where they stood, `[B, count]`, 0
+        values `[B, count]`, descending, filled up with `filling`; where they stood, `[B, count]`, 0
         of those that fill up.
     """
-    filling = values.new_full((1, count), NOTHING).expand(values.shape[0], count)
-    best, index = torch.cat([values, filling], dim=1).topk(count, dim=1)
+    more = values.new_full((1, count), filling).expand(values.shape[0], count)
+    best, index = torch.cat([values, more], dim=1).topk(count, dim=1)
     return best, index * (index < values.shape[1])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from detkit.inference.export.places import NOTHING, Found, best_of, rows_at
-from detkit.ops.neighbours import Measure, distance_overlap, overlap
+from detkit.ops.neighbours import distance_overlap, overlap
 
 EXPORTABLE = ("hard", "soft_linear", "soft_gaussian", "diou", "matrix_linear", "matrix_gaussian",
               "none")  # fmt: skip
@@ -56,11 +56,11 @@ def suppress(
     *,
     nms: str,
     iou_threshold: float,
-    sigma: float,
-    class_agnostic: bool,
-    score_threshold: float,
     num_classes: int,
     count: int,
+    sigma: float = 0.5,
+    class_agnostic: bool = False,
+    score_threshold: float = 0.0,
 ) -> Found:
     """The best K after suppression, best first; see `detkit.ops.suppress`.
 
