@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from detkit.files import damaged_member
 from detkit.registry import suggest
+
+logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
@@ -205,6 +209,53 @@ def load_into(
     if problems:
         raise ValueError(f"weights {source} do not fit {_name(module)}: {'; '.join(problems)}")
     module.load_state_dict(given)
+
+
+def load_what_fits(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: str, core: str
+) -> None:
+    """Load the weights that fit by name and shape, and warn of the others, counted by layer.
+
+    Args:
+        module: changed in place.
+        state: names to tensors.
+        source: what the weights are, for the messages.
+        core: beginning of the names of which at least half must fit. Weights of one dimension do
+            not count: norms of the same width fit nearly everywhere.
+
+    Raises:
+        ValueError: less than half of the core fits.
+    """
+    own = module.state_dict()
+    fitting = {n: each for n, each in state.items() if n in own and each.shape == own[n].shape}
+    kernels = [name for name, each in own.items() if name.startswith(core) and each.ndim > 1]
+    found = sum(name in fitting for name in kernels)
+    if 2 * found < len(kernels):
+        raise ValueError(
+            f"weights {source} do not fit {_name(module)}: only {found} of {len(kernels)} weights "
+            f"under {core.rstrip('.')} are there with the same name and shape; "
+            "set model as it was for them"
+        )
+    module.load_state_dict(fitting, strict=False)
+    needed = [name for name in own if not _is_optional(name, ())]
+    groups = {
+        "absent from the file, start anew": [name for name in needed if name not in state],
+        "of another shape, start anew": [n for n in needed if n in state and n not in fitting],
+        "in the file only": [n for n in state if n not in own and not _is_optional(n, ())],
+    }
+    if any(groups.values()):
+        taken = sum(name in fitting for name in needed)
+        logger.warning("%s: %d of %d weights are taken over", source, taken, len(needed))
+    for label, names in groups.items():
+        if names:
+            logger.warning("  %d %s: %s", len(names), label, _count_by_layer(names))
+
+
+def _count_by_layer(names: Sequence[str], most: int = 6) -> str:
+    """`neck.inner_blocks 4, rpn.head 6`, for a message."""
+    layers = Counter(".".join(name.split(".")[:2]) for name in names)
+    listed = [f"{layer} {count}" for layer, count in list(layers.items())[:most]]
+    return ", ".join([*listed, "..."] if len(layers) > most else listed)
 
 
 def _is_optional(name: str, ignore: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones.weights import is_published
 from detkit.config import recipe_to_yaml
 from detkit.detectors import Detector, create_detector
 from detkit.detectors.factory import without_weights
@@ -24,6 +25,7 @@ from detkit.engine import distributed
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detkit.engine.optim import RateSchedule, WeightAverage, build_average, build_optimizer
 from detkit.engine.run import Run
+from detkit.engine.start import compare_start
 from detkit.files import write_atomically
 
 # Settings that may differ when a run goes on: they do not change what is learned.
@@ -87,6 +89,8 @@ def build_state(run: Run, *, with_weights: bool) -> State:
     """Everything at step 0; `with_weights` loads those that the recipe starts from."""
     config = run.recipe.train
     model = run.recipe.model if with_weights else without_weights(run.recipe.model)
+    if model.weights is not None and not is_published(model.weights) and distributed.is_main():
+        compare_start(model.weights, run.train_set.class_names)
     detector = create_detector(model, num_classes=len(run.train_set.class_names)).to(run.device)
     if config.channels_last:
         detector = detector.to(memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detkit.backbones import weights as backbone_weights
 from detkit.config import Recipe, load_recipe
 from detkit.detectors import create_detector
+from detkit.engine.start import compare_start
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Publish = Callable[[nn.Module], dict[str, Tensor]]
@@ -171,11 +172,125 @@ def test_from_an_own_detector_with_other_classes(
         assert name.startswith(last) or torch.equal(found[name], value), name
 
 
-def test_what_does_not_fit_is_listed(tiny_recipe: Callable[..., Recipe], straight: Path) -> None:
-    """Half a network would look like a whole one: it is refused, with what is of another shape."""
+def test_what_fits_is_taken_over_and_what_does_not_is_listed(
+    tiny_recipe: Callable[..., Recipe],
+    straight: Path,
+    content: Callable[[Path], dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A pyramid of half the channels: it starts anew, and so does what reads it."""
     recipe = tiny_recipe(f"model.weights={straight / 'best.pt'}", "model.fpn.channels=8")
-    with pytest.raises(ValueError, match=r"do not fit RegionProposal: \d+ of another shape \(ne"):
+    found = create_detector(recipe.model, num_classes=3).state_dict()
+    given = content(straight / "best.pt")["model"]
+    fit = {name for name in given if given[name].shape == found[name].shape}
+    assert all(torch.equal(found[name], given[name]) for name in fit)
+    assert {name for name in given if name.startswith("backbone.")} < fit
+    others = len(given.keys() - fit)
+    kept = sum(not name.endswith("num_batches_tracked") for name in fit)
+    head, listed = caplog.messages
+    assert head == f"{straight / 'best.pt'}: {kept} of {kept + others} weights are taken over"
+    assert listed == (
+        f"  {others} of another shape, start anew: "
+        "neck.inner_blocks 4, neck.layer_blocks 4, rpn.head 4, roi.head 1"
+    )
+
+
+def test_a_part_that_only_one_of_both_has_is_listed(
+    tiny_recipe: Callable[..., Recipe], straight: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tiny_recipe(
+        f"model.weights={straight / 'best.pt'}",
+        "model.detector=fcos",
+        "model.rpn=null",
+        "model.roi=null",
+    )
+    create_detector(recipe.model, num_classes=3)
+    head, absent, unused = caplog.messages
+    assert "weights are taken over" in head
+    assert "absent from the file, start anew: head.cls_tower" in absent
+    assert "in the file only: rpn.head 6, roi.head 8" in unused
+
+
+def test_a_backbone_that_does_not_fit_is_refused(
+    tiny_recipe: Callable[..., Recipe], straight: Path
+) -> None:
+    """Norms of the same width would fit: half a network would look like a whole one."""
+    recipe = tiny_recipe(f"model.weights={straight / 'best.pt'}", "model.backbone.width=16")
+    with pytest.raises(
+        ValueError, match=r"only 0 of \d+ weights under backbone .* model as it was"
+    ):
         create_detector(recipe.model, num_classes=3)
+
+
+def test_a_resume_stays_strict(
+    tiny_recipe: Callable[..., Recipe], straight: Path, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "last.pt").write_bytes((straight / "last.pt").read_bytes())
+    with pytest.raises(ValueError, match="trained with other settings under 'model'"):
+        run(tiny_recipe("model.fpn.channels=8"), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["one", "two", "three"],
+            "{path} was trained on other classes, its last layers are taken over all the same: "
+            "one, two, three; now: blue, green, red",
+        ),
+        (
+            ["red", "green", "blue"],
+            "{path} was trained on the same classes in another order, its last layers are taken "
+            "over all the same: red, green, blue; now: blue, green, red",
+        ),
+        (["blue", "green", "red"], None),
+        (["one", "two"], None),  # create_detector has its own line for another number
+    ],
+)
+def test_as_many_classes_under_other_names(
+    straight: Path,
+    content: Callable[[Path], dict[str, Any]],
+    names: list[str],
+    message: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({**content(straight / "best.pt"), "class_names": names}, path)
+    compare_start(path, ("blue", "green", "red"))
+    assert caplog.messages == ([] if message is None else [message.format(path=path)])
+
+
+def test_a_training_says_so(
+    tiny_recipe: Callable[..., Recipe],
+    straight: Path,
+    run: Callable[..., Path],
+    content: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of another version and of other classes: one line each, and it trains."""
+    path = tmp_path / "other.pt"
+    given = {"format": 99, "class_names": ["one", "two", "three"]}
+    torch.save({**content(straight / "best.pt"), **given}, path)
+    run(tiny_recipe(f"model.weights={path}", "train.epochs=1"), tmp_path / "run")
+    lines = [line for line in caplog.messages if line.startswith(str(path))]
+    assert len(lines) == 2
+    assert "has checkpoint format 99, this version writes 1" in lines[0]
+    assert "one, two, three; now: blue, green, red" in lines[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "old", "none"])
+def test_weights_that_are_no_checkpoint_have_no_classes(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "weights.pth"
+    if kind != "none":
+        torch.save(
+            {"conv.weight": torch.zeros(3)}, path, _use_new_zipfile_serialization=kind == "plain"
+        )
+    compare_start(path, ("blue",))
+    assert caplog.messages == []
 
 
 def test_weights_with_a_wrong_bit_are_refused(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detkit.backbones.base import published_settings
-from detkit.backbones.weights import load_into, read_weights
+from detkit.backbones.weights import load_what_fits, read_weights
 from detkit.config import ModelConfig, build_recipe, load_recipe
 from detkit.detectors.base import Detector
 from detkit.detectors.factory.image_pyramid import build_image_pyramid
@@ -71,10 +71,11 @@ def create_detector(
 
 
 def load_detector_weights(detector: Detector, weights: str, config: ModelConfig) -> None:
-    """Load "coco" (torchvision's published file) or a file, ours or torchvision's.
+    """Load what fits of "coco" (torchvision's published file) or a file, ours or torchvision's.
 
     Where the file has another number of classes, the layers that name classes stay as they are, so
-    that a detector can start from one that was trained on other things.
+    that a detector can start from one that was trained on other things. So does every other layer
+    whose weights are missing or of another shape; warnings say which.
 
     Args:
         detector: changed in place.
@@ -82,7 +83,7 @@ def load_detector_weights(detector: Detector, weights: str, config: ModelConfig)
         config: what the detector was built from.
 
     Raises:
-        ValueError: no such weights, or they do not fit.
+        ValueError: no such weights, or less than half of the backbone fits.
     """
     state = read_weights(published_name(config), weights)
     if is_torchvision(state):
@@ -98,7 +99,7 @@ def load_detector_weights(detector: Detector, weights: str, config: ModelConfig)
                 weights, given, wanted, anew,
             )  # fmt: skip
             state |= {key: own[key] for key in rows}
-    load_into(detector, state, source=weights)
+    load_what_fits(detector, state, source=weights, core="backbone.")
 
 
 class _Rows(NamedTuple):
