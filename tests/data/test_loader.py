@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -81,6 +83,18 @@ def test_workers_seed_and_epoch(dataset: CocoDataset):
     assert alone == flat(batches(dataset, workers=2))
     assert alone != flat(batches(dataset, seed=1))
     assert alone != flat(batches(dataset, epoch=1))
+
+
+def _frozen_objects(sample: Sample, seed: int) -> Sample:
+    return replace(sample, image_id=gc.get_freeze_count())
+
+
+def test_workers_leave_the_objects_of_their_parent_alone(dataset: CocoDataset):
+    """A collection of garbage in a worker would copy all of them, page by page."""
+    settings = {"batch_size": 4, "seed": 0, "shuffle": True}
+    (first, *_) = create_loader(dataset, _frozen_objects, workers=1, **settings)
+    assert all(target.image_id > 10_000 for target in first.targets)
+    assert gc.get_freeze_count() < 10_000  # here they are not
 
 
 def test_persistent_workers_follow_the_epoch(dataset: CocoDataset):
