@@ -5,6 +5,7 @@ B pictures in a batch, H and W the height and width of one, C classes.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -31,6 +32,8 @@ from detkit.evaluation.thresholds import Thresholds, above, read_thresholds
 from detkit.inference.batches import Numbered, group_by_size, in_order, read_ahead
 from detkit.inference.export.exported import load_exported
 from detkit.inference.export.metadata import format_of
+from detkit.inference.optimize import Cost
+from detkit.inference.optimize import optimize as optimized
 from detkit.inference.pictures import Picture, each_picture, stands_for_several, to_rgb
 from detkit.inference.sources import Source
 from detkit.inference.stream import Stream, open_stream
@@ -44,6 +47,7 @@ def load(
     weights: str | Path | None = None,
     device: str | None = None,
     overrides: Sequence[str] = (),
+    optimize: bool = False,
 ) -> Predictor:
     """A predictor from a checkpoint, an exported file, or a published model.
 
@@ -59,6 +63,7 @@ def load(
         device: "cpu" or "cuda"; None takes the GPU where there is one.
         overrides: changes to the recipe, as on the command line ("test.tile=640",
             "model.select.nms=soft_gaussian"); an exported file has its section `model` fixed.
+        optimize: make it faster, and measure and tell what that changes; see `Predictor.optimize`.
 
     Raises:
         ValueError: no such file, name, weights, device or setting, or one that cannot be used.
@@ -66,6 +71,8 @@ def load(
     """
     target = pick_device(device)
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    if optimize:
+        return load(model, weights=weights, device=device, overrides=overrides).optimize()
     if str(model) in PUBLISHED:
         return _load_published(str(model), weights or "coco", target, overrides)
     if weights is not None:
@@ -102,6 +109,8 @@ class Predictor:
         class_names: of labels `0..C-1`.
         category_ids: of labels `0..C-1`.
         device: where it computes.
+        recipe: see above.
+        cost: of an optimised one, what was measured to differ from before; else None.
 
     Example:
         >>> predictor = detkit.load("runs/quickstart/best.pt")  # doctest: +SKIP
@@ -122,6 +131,8 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.device = device
+        self.recipe = recipe
+        self.cost: Cost | None = None
         self._preparation = Preparation.of(recipe)
         self._propose = picture_proposals(recipe.model)
         self._divisor = recipe.model.size_divisor
@@ -232,6 +243,18 @@ class Predictor:
             track=track,
             classes=classes,
         )
+
+    def optimize(
+        self, pictures: Picture | Iterable[Picture] | None = None, **settings: Any
+    ) -> Predictor:
+        """A faster one that finds nearly the same; see `detkit.inference.optimize.optimize`."""
+        return optimized(self, pictures, **settings)
+
+    def with_detector(self, detector: Detector) -> Predictor:
+        """The same with another form of the detector, which is used as it is."""
+        other = copy.copy(self)
+        other.detector = detector
+        return other
 
     def _read(self, thresholds: Thresholds | None) -> list[float] | None:
         return None if thresholds is None else read_thresholds(thresholds, self.class_names)
