@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from detkit.inference.sources import ImageFiles, Video, open_source
+from detkit.inference.sources import ImageFiles, open_source
+from detkit.inference.video import Video, mp4_boxes, shown_address
 
 SIZE = (64, 48)  # width, height
 RED = np.full((SIZE[1], SIZE[0], 3), (0, 0, 255), np.uint8)  # as OpenCV writes it: BGR
@@ -124,7 +126,8 @@ def test_truncated_video_ends_where_it_ends(
 def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="neither a picture nor a video") as caught:
+    reason = "neither a picture nor a video" if content else "the file is empty"
+    with pytest.raises(ValueError, match=reason) as caught:
         open_source(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -138,7 +141,7 @@ def test_video_without_frames_is_refused(tmp_path: Path) -> None:
 class EmptyCapture:
     """Opens, and has nothing to give."""
 
-    def __init__(self, address: object) -> None:
+    def __init__(self, address: object, *options: object) -> None:
         self.released = False
 
     def isOpened(self) -> bool:
@@ -184,6 +187,122 @@ def test_camera_and_stream_are_live(
         frames = iter(source)
         assert [next(frames).index for _ in range(3)] == [0, 1, 2]
     assert source._capture.released  # type: ignore[attr-defined]
+
+
+def test_pattern_gives_the_pictures_that_fit(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "b/2.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(cv2.imencode(".png", RED)[1].tobytes())
+    source = open_source(f"{tmp_path}/**/*")
+    assert [frame.name for frame in source] == ["a/1.png", "b/1.png", "b/2.png"]  # told apart
+    assert [frame.name for frame in open_source(f"{tmp_path}/b/?.png")] == ["1.png", "2.png"]
+    assert [frame.name for frame in open_source(tmp_path / "a")] == ["1.png"]
+    with pytest.raises(ValueError, match=r"no picture fits the pattern .*/\*\.jpg; known are"):
+        open_source(f"{tmp_path}/*.jpg")
+    brackets = tmp_path / "[x].png"  # a file whose name looks like a pattern
+    brackets.write_bytes((tmp_path / "a/1.png").read_bytes())
+    assert [frame.name for frame in open_source(brackets)] == ["[x].png"]
+
+
+TURNS = {  # matrix of ISO/IEC 14496-12, section 8.3.2, and where the upper left corner goes
+    0: ((1, 0, 0, 1), (0, 0)),
+    90: ((0, 1, -1, 0), (0, 1)),
+    180: ((-1, 0, 0, -1), (1, 1)),
+    270: ((0, -1, 1, 0), (1, 0)),
+}
+
+
+@pytest.mark.parametrize("degrees", TURNS)
+def test_film_of_a_telephone_is_upright(tmp_path: Path, degrees: int) -> None:
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30000 / 1001, SIZE)
+    frame = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    frame[: SIZE[1] // 2, : SIZE[0] // 2] = 255  # the upper left quarter
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    (a, b, c, d), (row, column) = TURNS[degrees]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    data[matrix : matrix + 36] = struct.pack(
+        ">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30
+    )
+    path.write_bytes(data)
+    with open_source(path) as source:
+        assert isinstance(source, Video) and source.fps == pytest.approx(30000 / 1001, abs=1e-3)
+        frames = list(source)
+    height, width = SIZE if degrees in (90, 270) else SIZE[::-1]
+    assert [each.image.shape for each in frames] == [(height, width, 3)] * 3
+    bright = frames[0].image[..., 0] > 128
+    quarter = bright.reshape(2, height // 2, 2, width // 2).mean(axis=(1, 3)).round()
+    expected = np.zeros((2, 2))
+    expected[row, column] = 1
+    assert (quarter == expected).all()
+
+
+def test_cut_off_mp4_says_so(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "whole.mp4", 30).read_bytes()
+    path = tmp_path / "clip.mp4"
+    for share in (0.1, 0.5, 0.9):  # its table of frames is at the end
+        path.write_bytes(data[: int(share * data.index(b"moov"))])
+        with pytest.raises(ValueError, match=r"clip\.mp4: it is cut off, its end .* is missing"):
+            open_source(path)
+
+
+def test_cut_off_mp4_that_begins_with_its_table_gives_what_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = table_first(write_video(tmp_path / "whole.mp4", 30).read_bytes())
+    whole, path = tmp_path / "again.mp4", tmp_path / "clip.mp4"
+    whole.write_bytes(data)
+    assert len(list(open_source(whole))) == 30 and not caplog.messages
+    frames = data.index(b"mdat") + 4
+    path.write_bytes(data[: (frames + len(data)) // 2])
+    with open_source(path) as source, caplog.at_level(logging.WARNING):
+        count = len(list(source))
+    assert 3 < count < 30 and caplog.messages == [f"clip.mp4 ends after {count} of 30 frames"]
+    path.write_bytes(data[: frames + 4])
+    with pytest.raises(ValueError, match=r"clip\.mp4"):
+        open_source(path)
+
+
+def table_first(data: bytes) -> bytes:
+    """An MP4 with its table (moov) before the frames (mdat), as phones and web pages have it."""
+    boxes, position = {}, 0
+    while position < len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        boxes[data[position + 4 : position + 8]] = data[position : position + size]
+        position += size
+    moov = bytearray(boxes[b"moov"])
+    start = moov.index(b"stco") + 8  # version, then how many, then where each chunk of frames is
+    for chunk in range(int.from_bytes(moov[start : start + 4], "big")):
+        place = slice(start + 4 + 4 * chunk, start + 8 + 4 * chunk)
+        moov[place] = (int.from_bytes(moov[place], "big") + len(moov)).to_bytes(4, "big")
+    rest = b"".join(box for kind, box in boxes.items() if kind not in (b"moov", b"ftyp"))
+    return boxes[b"ftyp"] + bytes(moov) + rest
+
+
+def test_boxes_of_an_mp4(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    huge = struct.pack(">I4sQ", 1, b"mdat", 20) + b"abcd"
+    path.write_bytes(
+        struct.pack(">I4s", 12, b"ftyp") + b"isom" + huge + struct.pack(">I4s", 0, b"moov")
+    )
+    assert list(mp4_boxes(path)) == [(b"ftyp", 12), (b"mdat", 20), (b"moov", 8)]
+    for content, message in ((b"abc", "3 bytes at its end"), (b"\0\0\0\7mdat", "claims 7 of 8"),
+                             (b"\0\0\0\x0amdat", "claims 10 of 8")):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            list(mp4_boxes(path))
+
+
+def test_password_is_not_shown() -> None:
+    shown = shown_address("rtsp://me:secret@host:554/live?x=a:b@c")
+    assert shown == "rtsp://me:***@host:554/live?x=a:b@c"
+    assert (
+        shown_address("rtsp://host/live") == "rtsp://host/live" and shown_address(2) == "camera 2"
+    )
 
 
 def test_absent_sources_are_named(tmp_path: Path) -> None:
