@@ -85,10 +85,25 @@ def write_voc(
         for index, objects in enumerate(_objects_of_images(source)):
             file = folder / "Annotations" / f"{pages[index]}.xml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            page = _page_element(names[split][index], source.sizes[index].tolist())
-            page.extend(_object_elements(source, objects))
-            ElementTree.indent(page)
+            page = voc_page(source, index, objects, name=names[split][index])
             ElementTree.ElementTree(page).write(file, encoding="utf-8")
+
+
+def voc_page(
+    source: Annotations, index: int, objects: np.ndarray, *, name: str
+) -> ElementTree.Element:
+    """The XML of one picture.
+
+    Args:
+        source: with its truths.
+        index: of the picture.
+        objects: indices of its truths.
+        name: of its file.
+    """
+    page = _page_element(name, source.sizes[index].tolist())
+    page.extend(_object_elements(source, objects))
+    ElementTree.indent(page)
+    return page
 
 
 def write_yolo(
@@ -100,17 +115,7 @@ def write_yolo(
     because a line can only say that there is an object.
     """
     for split, source in splits.items():
-        kept = fits_yolo(source)
-        corners, _, _ = clip_truth(source.truth, source.sizes)
-        sizes = source.sizes[source.truth.gt_image_index][:, ::-1]  # [G, 2] width, height
-        centres = (corners[:, :2] + corners[:, 2:]) / 2 / sizes
-        sides = (corners[:, 2:] - corners[:, :2]) / sizes
-        lines = [
-            " ".join([str(label), *(f"{value:.{_DIGITS}f}" for value in fractions)])
-            for label, fractions in zip(
-                source.truth.gt_label.tolist(), np.hstack([centres, sides]).tolist(), strict=True
-            )
-        ]
+        kept, lines = fits_yolo(source), yolo_lines(source)
         for name, objects in zip(names[split], _objects_of_images(source), strict=True):
             file = Path(label_file(str(folder / "images" / name)))
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,20 @@ def write_yolo(
     content["names"] = dict(enumerate(class_names))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def yolo_lines(source: Annotations) -> list[str]:
+    """The line of each truth, also of those that do not fit (`fits_yolo`); cut off at the edge."""
+    corners, _, _ = clip_truth(source.truth, source.sizes)
+    sizes = source.sizes[source.truth.gt_image_index][:, ::-1]  # [G, 2] width, height
+    centres = (corners[:, :2] + corners[:, 2:]) / 2 / sizes
+    sides = (corners[:, 2:] - corners[:, :2]) / sizes
+    return [
+        " ".join([str(label), *(f"{value:.{_DIGITS}f}" for value in fractions)])
+        for label, fractions in zip(
+            source.truth.gt_label.tolist(), np.hstack([centres, sides]).tolist(), strict=True
+        )
+    ]
 
 
 WRITERS: dict[str, Writer] = {
