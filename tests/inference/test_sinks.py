@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,20 +16,21 @@ import torch
 
 from detkit.inference import sinks
 from detkit.inference.sinks import (
-    JsonSink,
     PictureSink,
     SheetSink,
     Sink,
     VideoSink,
-    Window,
-    check_output_file,
+    check_output_files,
     picture_or_video_sink,
-    window_problem,
 )
-from detkit.inference.sources import Frame, ImageFiles, Video, open_source
+from detkit.inference.sources import ImageFiles, open_source
+from detkit.inference.stream import Result
+from detkit.inference.video import EndedEarlyError, Frame, Video
+from detkit.signals import Terminated
 from detkit.structures import Detections
 
-NAMES, IDS = ("cat", "Füße"), (2, 9)
+NAMES = ("cat", "Füße")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def frame_of(value: int, *, index: int = 0, size: tuple[int, int] = (48, 64)) -> Frame:
@@ -39,7 +42,7 @@ def feed(sink: Sink, frames: list[Frame], error: BaseException | None = None) ->
     """Write frames into a sink and leave its block, by an error if there is one."""
     with sink:
         for frame in frames:
-            sink.write(frame, frame.image, Detections.empty())
+            sink.write(Result(frame, Detections.empty()), frame.image)
         if error is not None:
             raise error
 
@@ -68,7 +71,7 @@ def test_pictures_keep_their_names(tmp_path: Path, name: str, written: str) -> N
     source.write_bytes(b"the source")
     sink = PictureSink(tmp_path / "out" / "below")
     with sink:
-        sink.write(Frame(picture, name, 0, source), picture, Detections.empty())
+        sink.write(Result(Frame(picture, name, 0, source), Detections.empty()), picture)
     assert os.listdir(sink.path) == [written] and sink.count == 1
     read = cv2.imread(str(sink.path / written))[..., ::-1]
     assert read.shape == (40, 50, 3) and np.abs(read.astype(int) - picture).max() < 8
@@ -85,13 +88,20 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
         PictureSink(tmp_path / "." / "a.png", single=True),
     ):
         with pytest.raises(ValueError, match="is the source itself"), sink:
-            sink.write(frame, frame.image, Detections.empty())
+            sink.write(Result(frame, Detections.empty()), frame.image)
     assert source.read_bytes() == b"the source"
     with pytest.raises(ValueError, match="is the source itself"):
-        check_output_file(source, ImageFiles([tmp_path / "b.png", source]))
+        check_output_files([source], ImageFiles([tmp_path / "b.png", source]))
+    other = ImageFiles([tmp_path / "b.png"])
+    with pytest.raises(ValueError, match="is the source itself"):
+        check_output_files([source], other, source)
     with pytest.raises(ValueError, match="is a folder; name a file"):
-        check_output_file(tmp_path, ImageFiles([source]))
-    check_output_file(tmp_path / "new.json", ImageFiles([source]))
+        check_output_files([tmp_path], other)
+    with pytest.raises(ValueError, match="two results go to one file"):
+        check_output_files([tmp_path / "new.json"] * 2, other)
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        check_output_files([source / "new.json"], other)
+    check_output_files([tmp_path / "new.json"], other)
 
 
 # ------------------------------------------------------------------------------------------- video
@@ -132,10 +142,13 @@ def test_frames_of_another_size_are_fitted(tmp_path: Path) -> None:
     assert [frame.shape for frame in frames_in(tmp_path / "a.mp4")] == [(48, 64, 3)] * 2
 
 
-def test_interrupted_video_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), Terminated(), EndedEarlyError("camera 0 is lost")]
+)
+def test_interrupted_video_is_finished(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.mp4"
-    with pytest.raises(KeyboardInterrupt):
-        feed(VideoSink(path, fps=5), [frame_of(90)] * 3, KeyboardInterrupt())
+    with pytest.raises(type(error)):
+        feed(VideoSink(path, fps=5), [frame_of(90)] * 3, error)
     assert len(frames_in(path)) == 3 and os.listdir(tmp_path) == ["a.mp4"]
 
 
@@ -149,13 +162,62 @@ def test_failed_video_leaves_the_old_one(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.mp4"]
 
 
-def test_video_that_cannot_be_written_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from detkit.inference.sinks import VideoSink
+from detkit.inference.stream import Result
+from detkit.inference.video import Frame
+from detkit.structures import Detections
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+rng = np.random.default_rng(0)
+try:
+    with VideoSink(Path(sys.argv[1]), fps=25) as sink:
+        for index in range(int(sys.argv[2])):
+            image = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
+            sink.write(Result(Frame(image, "a", index), Detections.empty()), image)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("frames", "whole"), [(1, True), (40, False)])
+def test_film_that_does_not_fit_on_the_disk_is_an_error(
+    tmp_path: Path, frames: int, whole: bool
 ) -> None:
-    monkeypatch.setattr(sinks, "encode", None)
-    sink = VideoSink(tmp_path / "a.mp4", fps=5)
-    with pytest.raises(OSError, match="is the disk full"), sink:
-        sink.write(frame_of(90), frame_of(90).image, Detections.empty())
+    """OpenCV writes on into the void and says nothing."""
+    pytest.importorskip("resource")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    process = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path), str(frames)],
+        capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    if whole:
+        assert process.stdout == "" and len(frames_in(path)) == 1
+    else:
+        assert process.stdout == f"{path} could not be written to its end; is the disk full?\n"
+        assert path.read_bytes() == b"old"
+
+
+def test_film_ends_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([10**9, sinks.RESERVE, sinks.RESERVE - 1])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+    with pytest.raises(EndedEarlyError, match=r"a\.mp4: the disk is nearly full"):
+        feed(VideoSink(tmp_path / "a.mp4", fps=5), [frame_of(90)] * 200)
+    assert len(frames_in(tmp_path / "a.mp4")) == 64 and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_film_that_vanishes_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="is the disk full"),
+        VideoSink(tmp_path / "a.mp4", fps=5) as sink,
+    ):
+        sink.write(Result(frame_of(90), Detections.empty()), frame_of(90).image)
         (tmp_path / f".a.{os.getpid()}.mp4").unlink()
     assert os.listdir(tmp_path) == []
 
@@ -170,48 +232,6 @@ def test_live_frames_last_until_the_next_one(
     feed(VideoSink(tmp_path / "a.mp4", fps=10, live=True), frames)
     shown = [round(frame.mean() / 60) for frame in frames_in(tmp_path / "a.mp4")]
     assert shown == [0, 1, 2, 2, 2, 2]
-
-
-# --------------------------------------------------------------------------------------------- json
-
-
-def detections() -> Detections:
-    return Detections(
-        torch.tensor([[1.0, 2.0, 11.0, 22.5], [0.0, 0.0, 3.0, 4.0]]),
-        torch.tensor([0.75, 0.5]),
-        torch.tensor([1, 0]),
-    )
-
-
-def test_json_has_a_record_for_each_detection(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "found.json"
-    picture = Frame(np.zeros((30, 30, 3), np.uint8), "a.png", 4, tmp_path / "a.png")
-    with JsonSink(path, class_names=NAMES, category_ids=IDS) as sink:
-        sink.write(picture, picture.image, detections())
-        sink.write(frame_of(0, index=7), picture.image, detections()[[1]])
-        sink.write(frame_of(0, index=8), picture.image, Detections.empty())
-        assert not path.exists()
-    first = {"category_id": 9, "category": "Füße", "bbox": [1, 2, 10, 20.5], "score": 0.75}
-    second = {"category_id": 2, "category": "cat", "bbox": [0, 0, 3, 4], "score": 0.5}
-    assert json.loads(path.read_text(encoding="utf-8")) == [
-        {"file_name": "a.png", **first},
-        {"file_name": "a.png", **second},
-        {"file_name": "clip.mp4", "frame": 7, **second},
-    ]
-
-
-def test_json_without_detections_is_an_empty_list(tmp_path: Path) -> None:
-    feed(JsonSink(tmp_path / "a.json", class_names=NAMES, category_ids=IDS), [])
-    assert json.loads((tmp_path / "a.json").read_text()) == []
-
-
-def test_json_after_an_interrupt_and_after_a_failure(tmp_path: Path) -> None:
-    for error, expected in ((KeyboardInterrupt(), True), (ValueError("boxes"), False)):
-        path = tmp_path / f"{expected}.json"
-        sink = JsonSink(path, class_names=NAMES, category_ids=IDS)
-        with pytest.raises(type(error)):
-            feed(sink, [frame_of(0)], error)
-        assert path.exists() == expected
 
 
 # -------------------------------------------------------------------------------------------- sheet
@@ -238,7 +258,7 @@ def test_sheet_draws_scaled_boxes(tmp_path: Path) -> None:
     sink = SheetSink(tmp_path / "a.png", class_names=NAMES, total=1, tile_size=320)
     found = Detections(torch.tensor([[16.0, 24, 32, 36]]), torch.ones(1), torch.tensor([0]))
     with sink:
-        sink.write(frame_of(0), frame_of(0).image, found)
+        sink.write(Result(frame_of(0), found), frame_of(0).image)
     sheet = cv2.imread(str(tmp_path / "a.png"))[8:-8, 8:-8]  # 64x48 scaled to 320x240
     rows, columns = np.nonzero(sheet[120:].any(axis=2))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 59, 80, 159)
@@ -261,7 +281,7 @@ class StillVideo(Video):
     """What a sink asks of a video, without one."""
 
     def __init__(self, path: Path | None, fps: float | None) -> None:
-        self.name, self.path, self.fps = "camera-0", path, fps
+        self.name, self.path, self.fps, self.live = "camera-0", path, fps, path is None
 
 
 @pytest.mark.parametrize(
@@ -310,76 +330,12 @@ def test_output_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert picture_or_video_sink(folder, tmp_path / "folder.png").path == tmp_path / "folder.png"
 
 
-# ------------------------------------------------------------------------------------------- window
-
-
-def test_window_needs_an_opencv_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "x\n  GUI:                  NONE\n")
-    problem = window_problem()
-    assert problem and "pip install --force-reinstall --no-deps opencv-python" in problem
-    with pytest.raises(ValueError, match="built without windows"):
-        Window(wait=False)
-
-
-def test_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "x\n  GUI:                  QT5\n")
-    monkeypatch.setattr(sinks, "_PROBE_WINDOW", "import os; os.abort()")  # so Qt does it
-    problem = window_problem()
-    assert problem and "no display?" in problem and "--out" in problem
-    monkeypatch.setattr(sinks, "_PROBE_WINDOW", "pass")
-    assert window_problem() is None
-
-
-class Screen:
-    """Stands in for OpenCV's windows: keys come from a list, then the window is closed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, keys: list[int]) -> None:
-        self.keys, self.shown = keys, list[np.ndarray]()
-        monkeypatch.setattr(sinks, "window_problem", lambda: None)
-        monkeypatch.setattr(cv2, "namedWindow", lambda *arguments: None, raising=False)
-        monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None, raising=False)
-        monkeypatch.setattr(
-            cv2, "imshow", lambda name, image: self.shown.append(image), raising=False
-        )
-        monkeypatch.setattr(cv2, "waitKey", self.wait_key, raising=False)
-        monkeypatch.setattr(cv2, "getWindowProperty", self.visible, raising=False)
-
-    def wait_key(self, milliseconds: int) -> int:
-        return self.keys.pop(0) if self.keys else -1
-
-    def visible(self, name: str, key: int) -> float:
-        return 1.0 if self.keys else 0.0
-
-
-@pytest.mark.parametrize(
-    ("wait", "keys", "goes_on", "left"),
-    [
-        (False, [-1, -1], True, 1),  # a video does not wait
-        (False, [ord("q")], False, 0),
-        (False, [27], False, 0),
-        (False, [ord("x")], True, 0),
-        (False, [-1], False, 0),  # closed by mouse
-        (True, [-1, -1, ord(" ")], True, 0),  # a picture waits for a key
-        (True, [-1, ord("q") | 0x100000], False, 0),  # GTK sets bits above the key
-        (True, [-1], False, 0),
-    ],
-)
-def test_window(
-    monkeypatch: pytest.MonkeyPatch, wait: bool, keys: list[int], goes_on: bool, left: int
-) -> None:
-    screen = Screen(monkeypatch, keys)
-    with Window(wait=wait) as window:
-        assert window.show(np.full((2, 2, 3), (1, 2, 3), np.uint8)) == goes_on
-    assert len(keys) == left
-    assert screen.shown[0][0, 0].tolist() == [3, 2, 1]  # OpenCV shows BGR
-
-
 def test_sink_and_source_of_a_real_video(tmp_path: Path, shared_data: Path) -> None:
     with open_source(str(shared_data / "video" / "plant_short.mp4")) as source:
         sink = picture_or_video_sink(source, tmp_path)
         with sink:
             for frame in source:
-                sink.write(frame, frame.image, Detections.empty())
+                sink.write(Result(frame, Detections.empty()), frame.image)
     read = cv2.VideoCapture(str(tmp_path / "plant_short.mp4"))
     assert read.get(cv2.CAP_PROP_FPS) == pytest.approx(30.02, abs=0.01)
     assert len(frames_in(tmp_path / "plant_short.mp4")) == 36
