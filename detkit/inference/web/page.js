@@ -7,15 +7,15 @@ const AT_ONCE = 2;           // uploads: one is computed while the next arrives
 const PATIENCE = 30;         // tries while the server is busy, a second apart
 const CAMERA_SIDE = 1280;    // pixels of a frame that is sent
 const SUPPRESSIONS = {
-  hard: "the best box stays",
-  diou: "the best stays, distance counts (DIoU)",
-  soft_linear: "scores fall, linearly (soft NMS)",
-  soft_gaussian: "scores fall, Gaussian (soft NMS)",
-  matrix_linear: "scores fall, linearly (matrix NMS)",
-  matrix_gaussian: "scores fall, Gaussian (matrix NMS)",
-  wbf: "the mean of the boxes (WBF)",
-  nmm: "the box around them all (NMM)",
-  none: "all boxes stay",
+  hard: "NMS: the best box stays",
+  diou: "DIoU NMS",
+  soft_linear: "Soft NMS, linear",
+  soft_gaussian: "Soft NMS, Gaussian",
+  matrix_linear: "Matrix NMS, linear",
+  matrix_gaussian: "Matrix NMS, Gaussian",
+  wbf: "Weighted boxes fusion",
+  nmm: "Non-maximum merging",
+  none: "All boxes stay",
 };
 const WITHOUT_IOU = ["soft_gaussian", "matrix_linear", "matrix_gaussian", "none"];
 
@@ -231,8 +231,7 @@ const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
 /** Show everything anew from what is known. */
 function refresh() {
-  const all = camera ? [...pictures, camera.picture] : pictures;
-  all.forEach(drawBoxes);
+  everything().forEach(drawBoxes);
   const done = pictures.filter((each) => each.found).length;
   const busy = pictures.filter((each) => each.request || each.stale).length;
   const objects = pictures.flatMap(visible).length;
@@ -240,19 +239,22 @@ function refresh() {
     $("status").textContent = !pictures.length ? ""
       : `${count(objects, "object")} in ${count(done, "picture")}${busy ? `, ${busy} to go` : ""}`;
   }
-  $("empty").hidden = all.length > 0;
+  $("empty").hidden = everything().length > 0;
   $("save-json").disabled = !done;
   $("clear").disabled = !pictures.length;
-  countClasses(all);
+  countClasses();
 }
+
+const everything = () => (camera ? [...pictures, camera.picture] : pictures);
 
 
 // ---------------------------------------------------------------------------------- settings
 
-function countClasses(all) {
+/** How many of each class reach the lowest score. */
+function countClasses() {
   const threshold = Number($("threshold").value);
   const counts = new Map();
-  for (const { found } of all) {
+  for (const { found } of everything()) {
     found?.labels.forEach((label, i) => {
       if (found.scores[i] >= threshold) counts.set(label, (counts.get(label) ?? 0) + 1);
     });
@@ -373,6 +375,7 @@ async function startCamera(device) {
   picture.card.querySelector(".remove").onclick = stopCamera;
   stream.getVideoTracks()[0].onended = stopCamera;  // unplugged
   showCameraButton(true);
+  refresh();
   await listCameras();
   await watch(camera);
 }
@@ -399,7 +402,8 @@ async function watch(own) {
         place(picture.card, picture.surface, found);
         const seconds = (performance.now() - start) / 1000;
         smooth = smooth === null ? seconds : 0.8 * smooth + 0.2 * seconds;
-        refresh();
+        drawBoxes(picture);
+        countClasses();
         picture.card.querySelector(".summary").textContent += ` · ${(1 / smooth).toFixed(1)} frames per second`;
       }
       fault(picture, null);

@@ -44,7 +44,8 @@ async def read_upload(request: web.Request, limits: Limits) -> bytes:
     Raises:
         web.HTTPException: a wrong type (415), too large (413), too slow (408), empty (400).
     """
-    kind = request.content_type if "Content-Type" in request.headers else "nothing"
+    # not request.content_type, which is application/octet-stream where there is none or nonsense
+    kind = request.headers.get("Content-Type", "nothing").partition(";")[0].strip().lower()
     if not (kind.startswith("image/") or kind == "application/octet-stream"):
         raise web.HTTPUnsupportedMediaType(
             text=f"Content-Type is {kind[:60]}; send the bytes of one picture as the body, with "
