@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detkit.inference.pictures import list_pictures
 from detkit.inference.predictor import Predictor, load
 
-__all__ = ["Predictor", "load"]
+__all__ = ["Predictor", "list_pictures", "load"]

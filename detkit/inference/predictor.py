@@ -264,7 +264,7 @@ class Predictor:
     ) -> Iterator[Detections]:
         """Detections in each picture, in their order; reads ahead."""
         size = self._preparation.batch_size
-        samples = read_ahead(each_picture(pictures), self._prepare, ahead=size)
+        samples = read_ahead(each_picture(pictures), self.prepare, ahead=size)
         with closing(samples):
             groups = group_by_size(samples, batch_size=size, divisor=self._divisor)
             yield from in_order(self._detect_numbered(groups, thresholds))
@@ -280,10 +280,10 @@ class Predictor:
         self, pictures: Sequence[Picture], thresholds: list[float] | None
     ) -> list[Detections]:
         """Detections in the pictures of one batch."""
-        return self._detect([self._prepare(picture) for picture in pictures], thresholds)
+        return self._detect([self.prepare(picture) for picture in pictures], thresholds)
 
-    def _prepare(self, picture: Picture) -> Sample:
-        """Read and resize as testing does; no truths."""
+    def prepare(self, picture: Picture) -> Sample:
+        """Read and resize as testing does; without truths."""
         image = to_rgb(picture)
         sample = _without_truth(image)
         if self._propose is not None:
@@ -335,10 +335,10 @@ def _load_published(
     names = get_model_weights(name)["COCO_V1"].meta["categories"][1:]  # 0 is the background
     model = PUBLISHED[name].model_dump(mode="json")
     recipe = build_recipe({"name": name, "model": model}, overrides, where=name)
-    detector = create_detector(recipe.model, num_classes=len(names))
     state = read_weights(name, weights)
     if is_torchvision(state):
         state = convert(state)
+    detector = create_detector(recipe.model, num_classes=len(names))
     load_into(detector, state, source=str(weights))
     return Predictor(
         detector, recipe, class_names=names, category_ids=range(1, len(names) + 1), device=device
