@@ -195,6 +195,12 @@ def optimize_detector(
     return OptimizedDetector(detector, changes, dtype=dtype, device=device).eval()
 
 
+def in_precision(detector: Detector, precision: str, device: torch.device) -> OptimizedDetector:
+    """The detector as it is, whose layers compute in one of `PRECISIONS`."""
+    changes = Changes(0, 0, precision)
+    return OptimizedDetector(detector, changes, dtype=PRECISIONS[precision], device=device).eval()
+
+
 def pick_precision(name: str | None, device: torch.device) -> str:
     """The precision to compute in; None takes bf16 where the hardware has it.
 
