@@ -5,6 +5,7 @@ N images, C classes, G truths.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import shutil
@@ -384,9 +385,11 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `folder` once the block is done.
 
-    If the block fails, `folder` stays as it was.
+    If the block fails, `folder` stays as it was. What killed processes left beside it is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
     aside, old = (folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part" for _ in range(2))
     aside.mkdir()
     try:

@@ -443,6 +443,32 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_a_killed_conversion_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And nothing else: neither what is of another target nor what somebody named alike."""
+    path = str(write(tmp_path))
+    out = tmp_path / "[out]"  # brackets mean something to glob
+    others = [tmp_path / name for name in (".[out].mine.part", f".o.{'0' * 32}.part", "[out]2")]
+    for other in others:
+        other.mkdir()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill leaves no time for it
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert([path], out, to="yolo", placement="copy")
+    (left,) = set(tmp_path.glob(".*.part")) - set(others)
+    assert any(left.rglob("*.txt"))
+    convert([path], out, to="yolo", placement="copy")
+    assert not left.exists()
+    assert out.is_dir()
+    assert all(other.is_dir() for other in others)
+
+
 def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
