@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -106,6 +107,22 @@ def read_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
         yield from loader
     except (ConnectionError, EOFError) as error:
         raise RuntimeError(f"DataLoader worker has ended: {error or 'no answer'}") from error
+
+
+@contextmanager
+def objects_left_alone() -> Iterator[None]:
+    """Within the block collections of garbage pass over what is there already.
+
+    Workers share the pages of their parent until one of both writes to them. A collection writes to
+    every object that it looks at, in the parent as in a worker (see `_start_worker`): its pages
+    would be there twice.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Transformed(Dataset[Any]):

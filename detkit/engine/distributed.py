@@ -15,6 +15,8 @@ from torch import nn
 
 T = TypeVar("T")
 
+_messages: list[dist.Store] = []  # where processes leave words for each other, while there is one
+
 JOINING = timedelta(minutes=10)  # for all processes to come up: imports from a slow disk take long
 
 
@@ -27,15 +29,14 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where nccl keeps the objects that it gathers
     store, own_rank, size = next(dist.rendezvous("env://", timeout=JOINING))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store_of_this_start(store, own_rank, size),
-        rank=own_rank,
-        world_size=size,
-    )
+    store = store_of_this_start(store, own_rank, size)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size)
+    _messages.append(dist.PrefixStore("messages", store))
     try:
         yield
     finally:
+        _messages.clear()
         dist.destroy_process_group()
 
 
@@ -110,6 +111,17 @@ def share_buffers(module: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def tell_all(message: str) -> None:
+    """Leave a word that every process can look for, from now on, without waiting for others."""
+    for store in _messages:
+        store.set(message, "told")
+
+
+def was_told(message: str) -> bool:
+    """Whether any process has left this word; asks the launcher, not the other processes."""
+    return any(store.check([message]) for store in _messages)
 
 
 def barrier() -> None:

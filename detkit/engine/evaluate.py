@@ -30,6 +30,7 @@ from detkit.engine.data import (
     short_list,
 )
 from detkit.engine.device import amp_dtype
+from detkit.engine.stop import StopRequests
 from detkit.engine.views import Preparation, with_views
 from detkit.evaluation import CocoEvaluator, CocoResult
 from detkit.evaluation.bootstrap import check_resamples
@@ -68,6 +69,7 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype | None = None,
     with_loss: bool = False,
+    stop: StopRequests | None = None,
 ) -> Evaluation:
     """Detect in every image of `loader` and compare with the truths of `dataset`.
 
@@ -78,8 +80,11 @@ def evaluate(
         device: where the detector is.
         dtype: for autocast, or None.
         with_loss: also compute the losses, from the same feature maps.
+        stop: ends it within a few batches where that is asked for, of several processes all.
     """
-    found, losses = detect(detector, loader, device=device, dtype=dtype, with_loss=with_loss)
+    found, losses = detect(
+        detector, loader, device=device, dtype=dtype, with_loss=with_loss, stop=stop
+    )
     return Evaluation(measure(found, dataset), losses, found)
 
 
@@ -91,6 +96,7 @@ def detect(
     device: torch.device,
     dtype: torch.dtype | None = None,
     with_loss: bool = False,
+    stop: StopRequests | None = None,
 ) -> tuple[dict[int, Detections], dict[str, float]]:
     """Detections by image id and mean losses, of all processes; see `evaluate`."""
     sums: dict[str, float] = defaultdict(float)
@@ -100,8 +106,10 @@ def detect(
         # without moving the random state of training
         torch.manual_seed(0)
         quiet = not distributed.is_main()
-        batches = read_batches(loader)
-        for batch in tqdm(batches, "evaluate", len(loader), leave=False, disable=quiet):
+        batches = tqdm(read_batches(loader), "evaluate", len(loader), leave=False, disable=quiet)
+        for turn, batch in enumerate(batches):
+            if stop is not None and stop.noticed(turn):
+                break
             assert batch.targets is not None
             on_device = batch.to(device, non_blocking=True)
             losses = {}
@@ -116,6 +124,8 @@ def detect(
                 sums[name] += value.item() * len(batch)
             for target, of_image in zip(batch.targets, detections, strict=True):
                 found[target.image_id] = of_image.to("cpu")
+    if stop is not None:
+        stop.check()  # all processes come here, wherever they were told: what is gathered is whole
     shares = distributed.gather((found, dict(sums)))
     everything = {image: d for share, _ in shares for image, d in share.items()}
     means = {n: sum(part.get(n, 0.0) for _, part in shares) / len(everything) for n in sums}

@@ -17,7 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from detkit.engine import distributed
 from detkit.signals import Terminated
+
+LISTEN_EVERY = 4  # turns
+ENDING = "ending"
 
 CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # Windows has none
 
@@ -31,7 +35,8 @@ class StopRequests:
     """What was asked for, and whether it has to wait.
 
     With several processes it always waits: the signals reach them at different moments, and all
-    must stop after the same step. They agree at `check`.
+    must stop after the same step. They agree at `check`. Where they do not go in step, as in
+    validation, each leaves what it does when it has `noticed`.
 
     Attributes:
         torn: an exception has ended a block that was not to be left half done.
@@ -74,6 +79,20 @@ class StopRequests:
             self._agree()
         if self._asked is not None and not self._held:
             self._stop()
+
+    def noticed(self, turn: int) -> bool:
+        """Whether to leave early, for `check`, what several processes do each at its own pace.
+
+        Of other processes it learns every `LISTEN_EVERY` turns, by a message to the launcher's
+        store: neither a GPU nor another process has to wait for it. A single process is stopped by
+        the signal itself.
+        """
+        if not dist.is_initialized():
+            return False
+        if self._asked is not None:
+            distributed.tell_all(ENDING)
+            return True
+        return turn % LISTEN_EVERY == 0 and distributed.was_told(ENDING)
 
     def _agree(self) -> None:
         """Take over what any process was asked."""

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from detkit.config import Recipe, recipe_to_yaml
-from detkit.data.loader import read_batches
+from detkit.data.loader import objects_left_alone, read_batches
 from detkit.detectors import Detector
 from detkit.engine import distributed
 from detkit.engine.data import share_cores
@@ -68,7 +68,12 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
     model = _parallel(state.detector, device)
     if not resume and distributed.is_main():
         warn_of_pixels(state.detector, run)
-    with contextlib.closing(log), _progress_bar(run, state) as bar, stop_requests() as stop:
+    with (
+        contextlib.closing(log),
+        _progress_bar(run, state) as bar,
+        stop_requests() as stop,
+        objects_left_alone(),
+    ):
         try:
             while state.epoch < recipe.train.epochs and not _out_of_patience(state, run):
                 _train_epoch(model, state, run, log, bar, stop)
@@ -257,7 +262,7 @@ def _open_run(run: Run, state: State) -> RunLog:
 
 def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: StopRequests) -> None:
     """Validate, where it is time to, and save."""
-    outcome = _validate(state, run)
+    outcome = _validate(state, run, stop)
     with stop.held():
         state.epoch, state.batch = state.epoch + 1, 0
         best = run.val_set is None
@@ -271,7 +276,7 @@ def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: Sto
         save_state(state, run, best=best)
 
 
-def _validate(state: State, run: Run) -> Evaluation | None:
+def _validate(state: State, run: Run, stop: StopRequests) -> Evaluation | None:
     """Measure; None where there is nothing to measure on, or it is not time to."""
     config, epoch = run.recipe.train, state.epoch + 1
     if run.val_set is None or run.val_loader is None:
@@ -281,7 +286,11 @@ def _validate(state: State, run: Run) -> Evaluation | None:
     detector = state.result.eval()
     distributed.share_buffers(detector)  # what is measured is what will be saved
     return evaluate(
-        detector, run.val_loader, run.val_set, device=run.device, dtype=run.dtype, with_loss=True
+        *(detector, run.val_loader, run.val_set),
+        device=run.device,
+        dtype=run.dtype,
+        with_loss=True,
+        stop=stop,
     )
 
 

@@ -25,6 +25,7 @@ from detkit.engine import distributed, state
 from detkit.engine.checkpoint import load_checkpoint
 from detkit.engine.data import build_dataset, eval_loader
 from detkit.engine.evaluate import Evaluation, evaluate
+from detkit.engine.stop import LISTEN_EVERY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -121,6 +122,13 @@ def test_metric_is_that_of_one_process(ranks: list[dict[str, Any]], recipe: Reci
         assert rank["stats"] == alone.result.stats.tolist()
         for image_id, scores in rank["scores"].items():
             torch.testing.assert_close(scores, alone.detections[image_id].scores)
+
+
+def test_one_that_is_asked_to_stop_ends_the_validation_of_all(ranks: list[dict[str, Any]]) -> None:
+    """Of five batches the first process has done none or those up to where it looks again."""
+    (first, batches), second = (rank["stopped"] for rank in ranks)
+    assert (first, second) == ("terminated", ("terminated", 0))
+    assert batches in (0, LISTEN_EVERY)
 
 
 def test_training_deals_the_images_out(ranks: list[dict[str, Any]]) -> None:

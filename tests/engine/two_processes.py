@@ -6,7 +6,9 @@ Arguments: a recipe and a folder to write `<rank>.pt` to.
 from __future__ import annotations
 
 import copy
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from detkit.config import load_recipe
 from detkit.data import CocoDataset
@@ -23,10 +26,12 @@ from detkit.data.transforms import EvalTransform
 from detkit.detectors import Detector, create_detector
 from detkit.engine import distributed
 from detkit.engine.data import build_dataset, eval_loader, train_loader
-from detkit.engine.evaluate import evaluate
+from detkit.engine.evaluate import detect, evaluate
+from detkit.engine.stop import ENDING, StopRequests
 from detkit.engine.train import _parallel
 from detkit.ops import Sample, sampling
-from detkit.structures import Batch, Target
+from detkit.signals import Terminated
+from detkit.structures import Batch, Detections, Target
 
 CPU = torch.device("cpu")
 
@@ -113,6 +118,26 @@ def counted(detector: Detector) -> Detector:
     return detector
 
 
+def stopped(detector: Detector, loader: DataLoader[Batch], rank: int) -> tuple[str, int]:
+    """How detection ends, and after how many batches, where only the second is asked to stop."""
+    stop, predict, batches = StopRequests(), detector.predict, []
+
+    def wait_and_predict(batch: Batch) -> list[Detections]:
+        batches.append(batch)
+        while not distributed.was_told(ENDING):
+            time.sleep(0.01)
+        return predict(batch)
+
+    if rank == 1:
+        stop.ask(signal.SIGTERM)
+    with patch.object(detector, "predict", wait_and_predict):
+        try:
+            detect(detector, loader, device=CPU, stop=stop)
+        except Terminated:
+            return "terminated", len(batches)
+    return "complete", len(batches)
+
+
 def main(recipe_file: str, folder: str) -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(recipe_file)
@@ -142,6 +167,8 @@ def main(recipe_file: str, folder: str) -> None:
         result["stats"] = outcome.result.stats.tolist()
         result["scores"] = {i: each.scores for i, each in outcome.detections.items()}
         result["losses"] = outcome.losses
+        single = eval_loader(recipe, dataset, pin_memory=False, batch_size=1)
+        result["stopped"] = stopped(detector, single, rank)
         train = train_loader(recipe, dataset, pin_memory=False)
         train.batch_sampler.set_epoch(1)  # type: ignore[union-attr]
         result["trained"] = [[t.image_id for t in batch.targets or ()] for batch in train]
