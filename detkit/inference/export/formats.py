@@ -26,6 +26,7 @@ from detkit.inference.export.suppression import onnx_operators
 
 KEY = "detkit"  # of the metadata in the file
 OPSET = 18
+_BOOL, _INT32 = 9, 6  # types of ONNX
 INPUTS = ("images", "sizes", "proposals")
 OUTPUTS = ("boxes", "scores", "labels")
 
@@ -61,7 +62,7 @@ def export_onnx(
             output_names=OUTPUTS,
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(module) if dynamic else None,
-            custom_translation_table={torch.ops.detkit.keep.default: _keep_in_onnx()},
+            custom_translation_table=_translations(),
         )
     model = program.model_proto
     entry = model.metadata_props.add()
@@ -70,23 +71,31 @@ def export_onnx(
     write_atomically(path, model.SerializeToString())
 
 
-def _keep_in_onnx() -> Callable[..., Any]:
-    """`suppression.keep` in operators of ONNX: one run of `NonMaxSuppression` for all groups."""
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What the exporter does not know, or knows wrongly, in operators of ONNX."""
     from onnxscript import opset18 as op
 
     def keep(boxes: Any, scores: Any, groups: Any, num_groups: int, iou_threshold: float) -> Any:
+        """`suppression.keep`: one run of `NonMaxSuppression` for all groups of all images."""
         group = op.Constant(value=_array(np.arange(num_groups)[:, None]))  # [G, 1]
         own = op.Equal(op.Unsqueeze(groups, [1]), group)  # [B, G, M]
-        nothing = op.Constant(value_float=NOTHING)
-        apart = op.Where(own, op.Unsqueeze(scores, [1]), nothing)
+        apart = op.Where(own, op.Unsqueeze(scores, [1]), op.Constant(value_float=NOTHING))
         most = op.Shape(boxes, start=1, end=2)
         kept = op.NonMaxSuppression(boxes, apart, most, iou_threshold, NOTHING / 2)  # [n, 3]
         places = op.Gather(kept, [0, 2], axis=1)  # [n, 2] of image and box
         zeros = op.Expand(0.0, op.Shape(scores))
         ones = op.Expand(1.0, op.Shape(kept, start=0, end=1))
-        return op.Cast(op.ScatterND(zeros, places, ones), to=9)  # BOOL
+        return op.Cast(op.ScatterND(zeros, places, ones), to=_BOOL)
 
-    return keep
+    def roi_pool(image: Any, rois: Any, scale: float, height: int, width: int) -> Any:
+        """Of torchvision; the second result, where each maximum stood, nobody asks for."""
+        pooled = op.MaxRoiPool(image, rois, pooled_shape=[height, width], spatial_scale=scale)
+        return pooled, op.Cast(pooled, to=_INT32)
+
+    return {
+        torch.ops.detkit.keep.default: keep,
+        torch.ops.torchvision.roi_pool.default: roi_pool,
+    }
 
 
 def _array(values: np.ndarray) -> Any:

@@ -119,13 +119,16 @@ def _keep(
 
     In float64, as the shift would cost float32 boxes their last digits and with them the exact IoU.
     """
+    count = boxes.shape[0] * num_groups
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    apart = (image * num_groups + groups).flatten()  # [B * M]
-    valid = (scores.flatten() > NOTHING).nonzero()[:, 0]
-    scattered = boxes.flatten(0, 1).double()
-    scattered = scattered + (apart * (scattered.abs().amax() + 1))[:, None]
-    kept = valid[nms(scattered[valid], scores.flatten()[valid].double(), iou_threshold)]
-    return (torch.zeros_like(apart).index_fill(0, kept, 1) > 0).view_as(scores)
+    # two boxes without an area, which always stay: torch.export is told that so many do
+    group = torch.cat([(image * num_groups + groups).flatten(), count + torch.arange(2).to(groups)])
+    score = torch.cat([scores.flatten(), scores.new_full((2,), NOTHING / 2)])
+    columns = torch.cat([boxes.flatten(0, 1), boxes.new_zeros(2, 4)]).double()
+    columns = columns + (group * (columns.abs().amax() + 1))[:, None]
+    valid = (score > NOTHING).nonzero()[:, 0]
+    kept = valid[nms(columns[valid], score[valid].double(), iou_threshold)]
+    return (torch.zeros_like(group).index_fill(0, kept, 1) > 0)[:-2].view_as(scores)
 
 
 @torch.library.custom_op("detkit::keep", mutates_args=())
