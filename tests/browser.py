@@ -30,6 +30,31 @@ FLAGS = (
 PATIENCE = 60  # seconds; a loaded machine starts a browser slowly
 DESKTOP, PHONE = (1280, 800), (390, 844)
 
+CONTRAST = """
+(() => {
+  const luminance = (color) => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map((value) => {
+      const part = value / 255;
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" ? behind(element.parentElement) : color;
+  };
+  const found = {};
+  for (const selector of SELECTORS) {
+    const element = document.querySelector(selector);
+    const style = getComputedStyle(element);
+    const ink = luminance(element.closest("svg") ? style.fill : style.color);
+    const paper = luminance(behind(element));
+    found[selector] = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  }
+  return [luminance(behind(document.body)), found];
+})()
+"""
+
 
 class Browser:
     """A headless browser and its DevTools connection."""
@@ -144,6 +169,27 @@ class Tab:
     def type(self, text: str) -> None:
         """Into what has the focus."""
         self.call("Input.insertText", text=text)
+
+    def wait_for(self, script: str) -> Any:
+        """The value of an expression as soon as it is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, (script, self.problems())
+            time.sleep(0.05)
+        return value
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """A key, on what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text,
+                windowsVirtualKeyCode=code,
+            )  # fmt: skip
+
+    def contrasts(self, selectors: list[str]) -> tuple[float, dict[str, float]]:
+        """Luminance of the page, and contrast of the text of elements with what is behind it."""
+        luminance, found = self.run(CONTRAST.replace("SELECTORS", json.dumps(selectors)))
+        return luminance, found
 
     def _events(self, *methods: str) -> Iterator[dict[str, Any]]:
         self.run("1")  # all events so far have come

@@ -5,7 +5,6 @@ Skipped where there is no Chromium, see tests/browser.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import cv2
@@ -258,38 +257,12 @@ def test_even_what_gets_into_the_page_may_do_nothing(
         seen = len(refused)
 
 
-CONTRAST = """
-(() => {
-  const luminance = (color) => {
-    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map((value) => {
-      const part = value / 255;
-      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    const color = getComputedStyle(element).backgroundColor;
-    return color === "rgba(0, 0, 0, 0)" ? behind(element.parentElement) : color;
-  };
-  const found = {};
-  for (const selector of SELECTORS) {
-    const element = document.querySelector(selector);
-    const style = getComputedStyle(element);
-    const ink = luminance(element.closest("svg") ? style.fill : style.color);
-    const paper = luminance(behind(element));
-    found[selector] = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-  }
-  return [luminance(behind(document.body)), found];
-})()
-"""
-
-
 def test_text_can_be_read_in_both_schemes(show: Open, several: Path) -> None:
     tab = show(several)
     texts = ["body", ".about", ".card .faint", "figcaption", "nav a", "td", "th", "svg .tick",
              "svg .label", "select", ".verdict"]  # fmt: skip
     for scheme in ("light", "dark"):
         tab.appear(DESKTOP, scheme)
-        background, contrasts = tab.run(CONTRAST.replace("SELECTORS", json.dumps(texts)))
+        background, contrasts = tab.contrasts(texts)
         assert (background > 0.5) == (scheme == "light")
         assert {k: round(v, 1) for k, v in contrasts.items() if v < 4.5} == {}  # WCAG 2.1, AA
