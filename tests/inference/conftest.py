@@ -5,15 +5,58 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from detkit.config import Recipe
+from detkit.detectors import create_detector
+from detkit.engine.checkpoint import Checkpoint, save_checkpoint
+from detkit.inference.export.formats import export_onnx
+from detkit.inference.export.graph import exportable
 from detkit.inference.export.metadata import KEY, Metadata
 
 MakeToy = Callable[..., Path]
+
+
+class Exported(NamedTuple):
+    """A checkpoint and the ONNX file made of it."""
+
+    checkpoint: Path
+    onnx: Path
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """A one-stage detector with random weights that finds something; never change the files."""
+    pytest.importorskip("onnxscript")
+    model = {
+        "detector": "fcos",
+        "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
+        "fpn": {"channels": 16, "extra": None},
+        "fcos": {"convs": 1, "norm": None, "prior": 0.3},
+        "select": {"score_threshold": 0.1, "max_detections": 20},
+    }
+    recipe = tiny_recipe(f"model={json.dumps(model)}", "model.size_divisor=16")
+    folder = tmp_path_factory.mktemp("exported")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = create_detector(recipe.model, num_classes=3).eval()
+        for name, parameter in detector.named_parameters():
+            if "head" in name and parameter.ndim > 1:
+                parameter.data *= 5  # an untrained head says the same everywhere
+    names, ids = ("blue", "green", "red"), (7, 90, 300)
+    save_checkpoint(
+        folder / "best.pt",
+        Checkpoint(recipe, names, ids, detector.state_dict(), 1, {}, training=None),
+    )
+    metadata = Metadata(recipe, names, ids).as_dict()
+    export_onnx(exportable(detector, divisor=16), folder / "best.onnx", metadata)
+    return Exported(folder / "best.pt", folder / "best.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,12 @@ def test_detections_agree_with_themselves() -> None:
     assert agree({}, {}).share == 1.0
 
 
+def test_boxes_without_an_area_agree_where_they_are_the_same() -> None:
+    flat = detections((5, 5, 5, 9, 0.9, 0))
+    assert agree({1: flat}, {1: detections((5, 5.25, 5, 9, 0.9, 0))}).share == 1.0
+    assert agree({1: flat}, {1: detections((5, 5.75, 5, 9, 0.9, 0))}).share == 0.0
+
+
 @pytest.mark.parametrize(
     ("other", "share", "box", "score"),
     [

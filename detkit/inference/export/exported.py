@@ -138,7 +138,12 @@ def suffixes_text() -> str:
 # ------------------------------------------------------------------------------------------ ONNX
 
 
-def _onnxruntime() -> Any:
+def require_onnxruntime() -> Any:
+    """The optional package.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -149,11 +154,11 @@ def _onnxruntime() -> Any:
 
 
 def _providers() -> list[str]:
-    return list(_onnxruntime().get_available_providers())
+    return list(require_onnxruntime().get_available_providers())
 
 
 def _open_onnx(path: Path, device: torch.device) -> tuple[Run, Metadata]:
-    runtime = _onnxruntime()
+    runtime = require_onnxruntime()
     wanted = ["CPUExecutionProvider"]
     if device.type == "cuda":
         wanted.insert(0, "CUDAExecutionProvider")

@@ -25,7 +25,11 @@ from detkit.engine.views import Preparation, with_views
 from detkit.ops import box_iou
 from detkit.structures import Batch, Detections
 
-SAME_IOU, SAME_SCORE = 0.9, 0.05  # of two detections that are taken for one and the same
+SAME_IOU, SAME_PIXELS, SAME_SCORE = (
+    0.9,
+    0.5,
+    0.05,
+)  # of two detections that are taken for one and the same
 LEGEND = (
     f"same: detections in common with torch (class, IoU {SAME_IOU}, score within {SAME_SCORE}); "
     "box, score: the largest\ndifferences among these; ms: a picture, without reading it; MB: file"
@@ -57,7 +61,7 @@ class Agreement:
 
     Attributes:
         share: of the detections of both that the other one has, too: of the same class, with an
-            IoU of `SAME_IOU` and a score within `SAME_SCORE`.
+            IoU of `SAME_IOU` (or within `SAME_PIXELS`) and a score within `SAME_SCORE`.
         box: largest difference of a coordinate among these, in pixels.
         score: largest difference of a score among these.
         count: detections of the first.
@@ -164,11 +168,13 @@ def agree(first: Mapping[int, Detections], second: Mapping[int, Detections]) -> 
         total += len(one) + len(other)
         if not len(one) or not len(other):
             continue
-        rivals = box_iou(one.boxes, other.boxes)  # [K, L]
+        apart = (one.boxes[:, None] - other.boxes).abs().amax(dim=2)  # [K, L]
         same = one.labels[:, None] == other.labels
         same &= (one.scores[:, None] - other.scores).abs() <= SAME_SCORE
-        overlap, partner = torch.where(same, rivals, -1.0).max(dim=1)  # [K]
-        mine = (overlap >= SAME_IOU).nonzero().flatten()
+        # boxes without an area overlap with nothing
+        same &= (box_iou(one.boxes, other.boxes) >= SAME_IOU) | (apart <= SAME_PIXELS)
+        nearest, partner = apart.masked_fill(~same, torch.inf).min(dim=1)  # [K]
+        mine = nearest.isfinite().nonzero().flatten()
         theirs = partner[mine]
         pairs += len(mine) + len(theirs.unique())
         if len(mine):

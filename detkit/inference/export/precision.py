@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from detkit.files import open_atomically
+from detkit.inference.export.exported import require_onnxruntime
 from detkit.inference.export.metadata import KEY
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -42,7 +43,7 @@ def to_float16(source: Path, target: Path) -> None:
         source: in float32.
         target: to write; inputs and outputs stay as they are.
     """
-    model = _onnx().load(str(source))
+    model = _folded(source)
     _halve(model.graph)
     _set_precision(model, "fp16")
     save(model, target)
@@ -62,7 +63,7 @@ def to_int8(source: Path, target: Path, pictures: Iterator[Mapping[str, np.ndarr
     from onnxruntime import quantization
 
     onnx = _onnx()
-    model = onnx.load(str(source))
+    model = _folded(source)
     for place, node in enumerate(model.graph.node):
         node.name = f"{place}_{node.op_type}"  # by which the quantiser knows them
     inside, users = body(model.graph), _users(model.graph)
@@ -103,6 +104,26 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def _folded(source: Path) -> Any:
+    """The model with batch norms folded into the layers before them, which rounds once, not twice.
+
+    onnxruntime does so anyway when it loads a file; here only what stays in operators of ONNX.
+    """
+    runtime, onnx = require_onnxruntime(), _onnx()
+    with tempfile.TemporaryDirectory() as folder:
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder, "folded.onnx"))
+        runtime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(options.optimized_model_filepath)
+    used = {node.domain for node in model.graph.node}
+    needed = [each for each in model.opset_import if each.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(needed)
+    return model
+
+
 def body(graph: Any) -> set[int]:
     """Which nodes of a graph are its layers, and what lies between them: their places in it.
 
@@ -115,10 +136,15 @@ def body(graph: Any) -> set[int]:
         for name in node.output
         if node.op_type != "Constant"
     }
+    vectors = {each.name for each in graph.initializer if len([n for n in each.dims if n > 1]) < 2}
     inside: set[int] = set()
     for place, node in enumerate(graph.node):
+        # a product with a vector is the mean of a distribution over distances: decoding
+        layer = node.op_type in LAYERS and not (
+            node.op_type == "MatMul" and {*node.input} & vectors
+        )
         before = [makers[node.input[i]] in inside for i in _values(node) if node.input[i] in makers]
-        if node.op_type in LAYERS or (node.op_type in BETWEEN and before and all(before)):
+        if layer or (node.op_type in BETWEEN and before and all(before)):
             inside.add(place)
     users, ends = _users(graph), {output.name for output in graph.output}
     while True:  # what no layer comes after belongs to decoding
