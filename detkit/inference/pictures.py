@@ -20,7 +20,7 @@ from detkit.data.pictures import IMAGE_SUFFIXES
 
 Picture = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image
 
-_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 _FORMS = (
     "a path, a folder, a pattern ('photos/*.jpg'), an array [H, W, 3] uint8 RGB, a tensor "
     "[3, H, W] uint8 RGB, a Pillow image, or a list or generator of these"
@@ -83,15 +83,21 @@ def list_pictures(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ValueError: there is none.
     """
-    pattern = os.path.join(glob.escape(os.fspath(path)), "*") if os.path.isdir(path) else path
+    folder = os.path.isdir(path)
+    pattern = os.path.join(glob.escape(os.fspath(path)), "*") if folder else os.fspath(path)
     found = sorted(
         Path(file)
-        for file in glob.iglob(os.fspath(pattern), recursive=True)
+        for file in glob.iglob(pattern, recursive=True)
         if file.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(file)
     )
+    known = f"known are {' '.join(IMAGE_SUFFIXES)}"
+    if not found and folder:
+        raise ValueError(
+            f"no pictures directly in folder {path}; {known}, and '{path}/**/*' takes those in "
+            "folders below too"
+        )
     if not found:
-        where = "directly in the folder" if os.path.isdir(path) else "that fit the pattern"
-        raise ValueError(f"no pictures {where} {path}; known are {' '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"no picture fits the pattern {path}; {known}")
     return found
 
 
@@ -99,7 +105,7 @@ def _read(path: str | os.PathLike[str]) -> np.ndarray:
     text = os.fspath(path)
     if "://" in text:
         raise ValueError(f"{text} is a URL; download the picture, or use predictor.stream for film")
-    if text.lower().endswith(_VIDEO_SUFFIXES) and os.path.isfile(path):
+    if text.lower().endswith(VIDEO_SUFFIXES) and os.path.isfile(path):
         raise ValueError(f"{text} is a video; use predictor.stream({text!r})")
     return read_image(path)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 
 from detkit.data import ImageReadError, read_image
 from detkit.data.pictures import IMAGE_SUFFIXES
+from detkit.inference.pictures import VIDEO_SUFFIXES, list_pictures, stands_for_several
 from detkit.inference.video import Frame, OpenCapture, Reconnect, Video
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 DEFAULT_FPS = 25.0  # of cameras and files that do not say
 
 
@@ -96,11 +95,9 @@ def open_source(
     if "://" in address:
         return Video(address, name="stream", reconnect=reconnect, open_capture=open_capture)
     path = Path(address)
-    if path.is_dir():
-        return ImageFiles(_pictures_in(path), skip_unreadable=True)
+    if stands_for_several(address):
+        return ImageFiles(list_pictures(address), skip_unreadable=True)
     if not path.is_file():
-        if glob.has_magic(address):
-            return ImageFiles(_pictures_like(address), skip_unreadable=True)
         raise ValueError(
             f"no file or folder {address}; give a picture, a folder, a pattern, a video, a camera "
             "(0) or a URL"
@@ -123,32 +120,3 @@ def _is_picture(path: Path) -> bool:
     if suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         return suffix in IMAGE_SUFFIXES
     return bool(cv2.haveImageReader(str(path)))
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    pictures = _only_pictures(folder.iterdir())
-    if not pictures:
-        raise ValueError(
-            f"no pictures directly in folder {folder}; known are {' '.join(IMAGE_SUFFIXES)}, and "
-            f"'{folder}/**/*' takes those in folders below too"
-        )
-    return pictures
-
-
-def _pictures_like(pattern: str) -> list[Path]:
-    pictures = _only_pictures(map(Path, glob.iglob(pattern, recursive=True)))
-    if not pictures:
-        raise ValueError(
-            f"no picture fits the pattern {pattern}; known are {' '.join(IMAGE_SUFFIXES)}"
-        )
-    return pictures
-
-
-def _only_pictures(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )

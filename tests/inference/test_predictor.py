@@ -244,7 +244,7 @@ def test_what_a_predictor_knows(predictor: Predictor) -> None:
         (b"GIF89a", "cannot take a bytes for a picture; give a path"),
         ({"image": "a.jpg"}, "cannot take a dict for a picture"),
         ("https://example.org/a.jpg", "is a URL; download"),
-        ("no/*.jpg", r"no pictures that fit the pattern no/\*\.jpg; known are .*\.jpg"),
+        ("no/*.jpg", r"no picture fits the pattern no/\*\.jpg; known are .*\.jpg"),
         (0, "cannot take a int for a picture"),
         ("no/such.jpg", "cannot read image no/such.jpg"),
     ],

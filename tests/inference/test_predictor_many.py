@@ -174,7 +174,7 @@ def test_what_comes_before_a_broken_picture_is_given_first(
 
 def test_nothing_at_all(predictor: Predictor, tmp_path: Path) -> None:
     assert predictor([]) == predictor(()) == list(predictor(iter(()))) == []
-    with pytest.raises(ValueError, match="no pictures directly in the folder"):
+    with pytest.raises(ValueError, match="no pictures directly in folder"):
         predictor(tmp_path)
 
 
