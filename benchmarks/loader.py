@@ -20,6 +20,7 @@ annotation file, with four workers.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -37,12 +38,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from torchvision import io, tv_tensors
 from torchvision.transforms import v2
 
 from detkit.data import TrainTransform, create_loader, read_coco
+from detkit.data.loader import objects_left_alone
 from detkit.data.mixing import CENTER, GREY, MOSAIC_SCALE, MixTransform
 from detkit.data.reading import Reader
+from detkit.structures import Batch
 
 SIDE, WORKERS = 640, 4
 Make = Callable[[int, int], Any]  # (index, seed) -> whatever a picture and its boxes are
@@ -228,6 +232,19 @@ def write_large_data(folder: Path, images: int) -> None:
     (folder / "coco.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def watch_epoch(loader: DataLoader[Batch], epoch: int) -> None:
+    """Print memory twice within an epoch, when the workers are there."""
+    loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    start, batches, pictures = time.perf_counter(), len(loader), 0
+    for turn, batch in enumerate(loader):
+        pictures += len(batch)
+        if turn in (batches // 10, batches - 5):
+            workers = [w.pid for w in loader._iterator._workers]  # type: ignore[union-attr]
+            total = proportional_memory([os.getpid(), *workers])
+            print(f"epoch {epoch + 1}, batch {turn:6d}: {total:7.1f} MiB", flush=True)
+    print(f"epoch {epoch + 1}: {pictures / (time.perf_counter() - start):.0f} pictures/s")
+
+
 def watch_memory(images: int, epochs: int) -> None:
     """Print the memory of the loader and its workers after each epoch."""
     with tempfile.TemporaryDirectory() as name:
@@ -239,15 +256,10 @@ def watch_memory(images: int, epochs: int) -> None:
             dataset, transform, batch_size=64, seed=0, shuffle=True, workers=WORKERS
         )
         print(f"{images} images, {WORKERS} workers; {dataset.report}")
-        for epoch in range(epochs):
-            loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-            start, batches = time.perf_counter(), len(loader)
-            for turn, _ in enumerate(loader):
-                if turn in (batches // 10, batches - 5):  # workers are there
-                    workers = [w.pid for w in loader._iterator._workers]  # type: ignore[union-attr]
-                    total = proportional_memory([os.getpid(), *workers])
-                    print(f"epoch {epoch + 1}, batch {turn:6d}: {total:7.1f} MiB", flush=True)
-            print(f"epoch {epoch + 1}: {images / (time.perf_counter() - start):.0f} pictures/s")
+        with objects_left_alone():  # as in training
+            for epoch in range(epochs):
+                watch_epoch(loader, epoch)
+                gc.collect()  # would happen by chance, some time in a long training
 
 
 def main() -> None:

@@ -74,7 +74,11 @@ class RunLog:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def write_skipped(self, step: int, files: Sequence[str]) -> None:
-        """Record pictures that could not be read; a warning names each file once."""
+        """Record pictures that could not be read; a warning names each file once.
+
+        Of several processes each warns of its own, and the log holds those of the main one: to
+        gather them would make every step wait for the slowest.
+        """
         for file in dict.fromkeys(files):
             if file not in self._named:
                 logger.warning("%s cannot be read: another picture takes its place", file)
