@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ from detkit.inference.export.formats import export_onnx, export_torch, export_to
 from detkit.inference.export.graph import exportable
 from detkit.inference.export.places import NOTHING, Found, top
 from detkit.inference.export.suppression import EXPORTABLE, suppress
+from detkit.ops import fuse
 from detkit.ops import suppress as suppress_one
 from detkit.structures import Batch, Detections, Size
 
 ROOT = Path(__file__).resolve().parents[2]
 LADDER = sorted(f"ladder/{path.name}" for path in (ROOT / "configs" / "ladder").glob("*.yaml"))
 
-TINY = {
+TINY: dict[str, Any] = {
     "backbone": {"name": "resnet18", "width": 8, "out_indices": [2, 3]},
     "fpn": {"channels": 16, "extra": None},
 }
-ROI = {"hidden": 16, "canonical_size": 32}
-RPN = {"anchor_sizes": [[16], [32]], "pre_nms_test": 50, "post_nms_test": 30}
+ROI: dict[str, Any] = {"hidden": 16, "canonical_size": 32}
+RPN: dict[str, Any] = {"anchor_sizes": [[16], [32]], "pre_nms_test": 50, "post_nms_test": 30}
 VARIANTS: dict[str, dict[str, Any]] = {
     "torchvision's first Faster R-CNN": {
         "backbone": {**TINY["backbone"], "norm": "frozen_batch"},
@@ -78,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def lively(model: dict[str, Any] | Any) -> Detector:
+def lively(model: Any) -> Detector:
     """A detector with random weights that finds much: its last layers are far from flat."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -90,7 +92,8 @@ def lively(model: dict[str, Any] | Any) -> Detector:
                 nn.init.zeros_(layer.bias)
             elif last == "bbox_pred":
                 nn.init.normal_(layer.weight, std=0.2 / layer.weight[0].numel() ** 0.5)
-            elif isinstance(layer, nn.BatchNorm2d):
+            elif isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+                assert layer.running_mean is not None
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 1.5)
     return detector
@@ -100,7 +103,8 @@ def batch_of(*sizes: Size, divisor: int = 32, proposals: bool = False) -> Batch:
     """Pictures of smooth noise, with regions where they are asked for."""
     generator = torch.Generator().manual_seed(len(sizes))
     shape = [-(-max(size[axis] for size in sizes) // divisor) * divisor for axis in (0, 1)]
-    images, regions = torch.zeros(len(sizes), 3, *shape, dtype=torch.uint8), []
+    images = torch.zeros(len(sizes), 3, *shape, dtype=torch.uint8)
+    regions: list[Tensor] = []
     for image, (height, width) in zip(images, sizes, strict=True):
         coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator)
         fine = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
@@ -171,6 +175,19 @@ def test_a_graph_finds_what_the_detector_finds(name: str) -> None:
     for sizes in SIZES:
         batch = batch_of(*sizes, proposals=takes_regions(detector))
         check_equal(graph(*inputs_of(batch)), detector.predict(batch))
+
+
+@torch.no_grad()
+def test_mirror_images_are_looked_at_inside_of_the_padding() -> None:
+    detector = any_detector("crops of regions from a file")
+    settings = {"nms": "hard", "iou_threshold": 0.6, "sigma": 0.5, "class_agnostic": False}
+    one = partial(fuse, **settings, score_threshold=0.2, max_detections=30)
+    views = ImagePyramid(detector, (1.0, 0.75), fuse=one, flip=True)
+    for sizes in SIZES:
+        batch = batch_of(*sizes, proposals=True)
+        found = exportable(views)(*inputs_of(batch))
+        assert found[0].shape == (len(sizes), 30, 4)
+        check_equal(found, views.predict(batch))
 
 
 def any_detector(name: str) -> Detector:
@@ -257,7 +274,7 @@ def some_boxes(count: int, *, seed: int = 0) -> Detections:
 @pytest.mark.parametrize("kind", EXPORTABLE)
 def test_suppression_of_a_batch_is_that_of_each_image(kind: str, agnostic: bool) -> None:
     images, places, count = [some_boxes(60), some_boxes(1, seed=1), some_boxes(0)], 70, 12
-    settings = {
+    settings: dict[str, Any] = {
         "nms": kind,
         "iou_threshold": 0.4,
         "sigma": 0.3,

@@ -23,6 +23,7 @@ from detkit.files import open_atomically, write_atomically
 from detkit.inference.export.graph import ExportableDetector
 from detkit.inference.export.places import NOTHING
 from detkit.inference.export.suppression import onnx_operators
+from detkit.structures import Size
 
 KEY = "detkit"  # of the metadata in the file
 OPSET = 18
@@ -38,42 +39,50 @@ def export_onnx(
     *,
     opset: int = OPSET,
     dynamic: bool = True,
+    example: Size | None = None,
 ) -> None:
-    """Write an ONNX file that any runtime of that opset takes.
+    """Write an ONNX file.
 
     Args:
         module: on the CPU.
         path: of the file.
         metadata: plain values, kept as JSON under `KEY`.
         opset: of the operators, at least 18.
-        dynamic: whether B, H and W may differ from one call to the next; else they are those of the
-            example, one image of `example_size`.
-    """
-    import onnx
+        dynamic: whether B, H, W and P may differ from one call to the next; else they are those of
+            the example, of one image.
+        example: (height, width) of the images to trace with, multiples of the divisor; None for
+            some.
 
-    example = example_inputs(module)
+    Raises:
+        ValueError: an older opset.
+    """
+    if opset < OPSET:
+        raise ValueError(f"opset {opset} is older than {OPSET}, the first whose operators suffice")
+    inputs = example_inputs(module, batch=2 if dynamic else 1, size=example)
     with quietly(), onnx_operators(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            example,
+            inputs,
             dynamo=True,
             verbose=False,
-            input_names=INPUTS[: len(example)],
+            input_names=INPUTS[: len(inputs)],
             output_names=OUTPUTS,
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(module) if dynamic else None,
             custom_translation_table=_translations(),
         )
+    assert program is not None
     model = program.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(metadata)
-    onnx.checker.check_model(model)
     write_atomically(path, model.SerializeToString())
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What the exporter does not know, or knows wrongly, in operators of ONNX."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # takes numbers for tensors, which its annotations do not say
 
     def keep(boxes: Any, scores: Any, groups: Any, num_groups: int, iou_threshold: float) -> Any:
         """`suppression.keep`: one run of `NonMaxSuppression` for all groups of all images."""
@@ -104,9 +113,11 @@ def _array(values: np.ndarray) -> Any:
     return from_array(values)
 
 
-def example_inputs(module: ExportableDetector, *, batch: int = 2) -> tuple[Tensor, ...]:
-    """Grey images of two different sides, so that no dimension is taken for another."""
-    height, width = 8 * module.divisor, 10 * module.divisor
+def example_inputs(
+    module: ExportableDetector, *, batch: int = 2, size: Size | None = None
+) -> tuple[Tensor, ...]:
+    """Grey images, of two different sides where none are given."""
+    height, width = size or (8 * module.divisor, 10 * module.divisor)
     images = torch.full((batch, 3, height, width), 127, dtype=torch.uint8)
     sizes = torch.tensor([[height, width]] * batch)
     if not module.takes_proposals:

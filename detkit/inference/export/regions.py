@@ -30,24 +30,22 @@ class RegionGraph(nn.Module):
 
     def __init__(self, detector: RegionProposal) -> None:
         super().__init__()
-        self.backbone, self.neck = detector.backbone, detector.neck
-        self.rpn, self.stages = detector.rpn, nn.ModuleList(detector.roi_stages)
-        self.shared = detector.shared
+        self.detector = detector
 
     def forward(self, images: Tensor, sizes: Tensor, proposals: Tensor | None) -> Found:
         """Detections `[B, K]` in images `[B, 3, H, W]` of these sizes `[B, 2]`."""
-        maps = [images]
-        if self.shared:
-            maps = self.backbone(images)
-            maps = maps if self.neck is None else self.neck(maps)
-        regions, there = propose(self.rpn, maps, images, sizes, proposals)
-        *earlier, last = self.stages
+        detector, maps = self.detector, [images]
+        if detector.shared:
+            maps = detector.backbone(images)
+            maps = maps if detector.neck is None else detector.neck(maps)
+        regions, there = propose(detector.rpn, maps, images, sizes, proposals)
+        *earlier, last = detector.roi_stages
         for stage in earlier:
             _, offsets = stage.head(patches(stage.pool, maps, regions))
             refined = decode(offsets[:, 0], regions.flatten(0, 1), weights=stage.box_weights)
             regions = clip_to(refined.view_as(regions), sizes)
         shown = patches(last.pool, maps, regions)
-        judged = [stage.head(shown) for stage in self.stages]
+        judged = [stage.head(shown) for stage in detector.roi_stages]
         scores = torch.stack([logits.softmax(dim=1) for logits, _ in judged]).mean(dim=0)
         scores = scores[:, :-1].unflatten(0, there.shape)  # [B, P, C], background dropped
         offsets = judged[-1][1].unflatten(0, there.shape)  # [B, P, C or 1, 4]
@@ -70,6 +68,7 @@ def propose(
     """
     if isinstance(proposer, GivenProposals):
         assert given is not None
+        given = given[:, : proposer.limit]
         return clip_to(given, sizes), (given != 0).any(dim=-1)
     if isinstance(proposer, GridProposals):
         return _grid(proposer, images, sizes)
