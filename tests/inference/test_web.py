@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import importlib.util
 import json
 import logging
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -44,7 +47,7 @@ from detkit.ops import SUPPRESSIONS
 from detkit.structures import Detections
 
 T = TypeVar("T")
-Client = TestClient[web.Request, web.Application]
+Client = TestClient  # generic in newer versions of aiohttp only
 Headers = dict[str, str]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -668,6 +671,30 @@ def test_worker_drops_what_nobody_waits_for() -> None:
         return done
 
     assert asyncio.run(main()) == ["first", "new"]
+
+
+def test_worker_lets_go_of_a_picture_that_failed() -> None:
+    """At once, and not when the garbage is collected: pictures are large."""
+
+    class Work:
+        def __call__(self) -> None:
+            raise ValueError
+
+    async def main() -> bool:
+        worker, work = Worker(9), Work()
+        watch = weakref.ref(work)
+        with contextlib.suppress(ValueError):
+            await worker.run(work)
+        del work
+        await asyncio.sleep(0.1)
+        worker.close()
+        return watch() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 # -------------------------------------------------------------------------------------- the command

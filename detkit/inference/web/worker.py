@@ -80,7 +80,10 @@ class Worker:
             self._waiting.append(job)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work_off())
-        return await job.done
+        try:
+            return await job.done
+        finally:
+            del job  # an error holds this frame, which would hold the picture and the error
 
     async def _work_off(self) -> None:
         while self._waiting:
@@ -95,6 +98,7 @@ class Worker:
             else:
                 if not job.done.done():
                     job.done.set_result(result)
+            del job
 
     def close(self) -> None:
         """Wait for the end of what is being worked on; nothing else is begun."""
