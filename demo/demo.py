@@ -40,6 +40,7 @@ from detkit.inference.sinks import (
 )
 from detkit.inference.sources import ImageFiles, Source, open_source
 from detkit.inference.stream import Result, Stream
+from detkit.inference.video import Reconnect
 from detkit.inference.window import Window
 from detkit.visualize import draw_detections
 
@@ -61,7 +62,8 @@ def main(arguments: list[str]) -> None:
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         stack.enter_context(logging_redirect_tqdm())
-        source = stack.enter_context(open_source(options.source))
+        patience = Reconnect(limit=options.reconnect)
+        source = stack.enter_context(open_source(options.source, reconnect=patience))
         still = isinstance(source, ImageFiles)
         window = stack.enter_context(Window(wait=still)) if options.show else None
         predictor = detkit.load(
@@ -136,7 +138,7 @@ def create_sinks(
     files = [options.save_json, options.save_coco, options.sheet]
     check_output_files([path for path in files if path is not None], source, options.checkpoint)
     if options.save_labelme is not None:
-        sinks.append(LabelmeSink(options.save_labelme, source=source, class_names=names))
+        sinks.append(LabelmeSink(options.save_labelme, source=source))
     return sinks
 
 
@@ -215,6 +217,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--classes", type=names, metavar="NAME,NAME", help="report only these classes")
     add("--every", type=positive, default=1, metavar="N", help="detect in every Nth frame only")
     add("--track", action="store_true", help="number the objects")
+    add(
+        "--reconnect",
+        type=float,
+        default=Reconnect().limit,
+        metavar="SECONDS",
+        help="how long a lost camera or stream is sought (default: %(default)g)",
+    )
     add("--show", action="store_true", help="show a window; without --out nothing is written then")
     add("--save-json", type=Path, metavar="FILE", help="write all detections into this file")
     add("--save-coco", type=Path, metavar="FILE", help="write them as COCO results")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from detkit.files import write_atomically, write_json
+from detkit.inference.interchange import to_coco, to_labelme
 from detkit.inference.sinks import Sink, encode
 from detkit.inference.sources import ImageFiles, Source
 from detkit.inference.stream import Result
@@ -52,18 +53,10 @@ class JsonSink(Sink):
         if not result.fresh:
             return
         origin, found = self.origin(result.frame), result.detections
-        boxes = found.boxes.double()
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
         records = [
-            {
-                **origin,
-                "category_id": int(self.category_ids[label]),
-                "category": self.class_names[label],
-                "bbox": box,
-                "score": score,
-            }
-            for box, label, score in zip(
-                xywh, found.labels.tolist(), found.scores.tolist(), strict=True
+            {**origin, **_without_image(record), "category": self.class_names[label]}
+            for record, label in zip(
+                to_coco(found, 0, self.category_ids), found.labels.tolist(), strict=True
             )
         ]
         if result.ids is not None:
@@ -117,12 +110,10 @@ class LabelmeSink(Sink):
     Args:
         path: the folder.
         source: of the frames.
-        class_names: of labels `0..C-1`.
     """
 
-    def __init__(self, path: Path, *, source: Source, class_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, *, source: Source) -> None:
         super().__init__(path)
-        self.class_names = class_names
         names = source.names if isinstance(source, ImageFiles) else []
         self._stems = Counter(str(PurePosixPath(name).with_suffix("")) for name in names)
 
@@ -145,7 +136,13 @@ class LabelmeSink(Sink):
             write_atomically(image, encode(frame.image, image.suffix))
         else:
             image = frame.path
-        write_json(path, self._document(result, image))
+        name = Path(os.path.relpath(image, self.path)).as_posix()
+        height, width = frame.image.shape[:2]
+        document = to_labelme(result.detections, name, (height, width))
+        if result.ids is not None:
+            for shape, number in zip(document["shapes"], result.ids.tolist(), strict=True):
+                shape["group_id"] = number
+        write_json(path, document)
 
     def _name(self, frame: Frame) -> str:
         if frame.path is None:
@@ -153,28 +150,6 @@ class LabelmeSink(Sink):
         stem = str(PurePosixPath(frame.name).with_suffix(""))
         return f"{frame.name if self._stems[stem] > 1 else stem}.json"  # a.jpg and a.png
 
-    def _document(self, result: Result, image: Path) -> dict[str, Any]:
-        found, (height, width) = result.detections, result.frame.image.shape[:2]
-        ids = [None] * len(found) if result.ids is None else result.ids.tolist()
-        shapes = [
-            {
-                "label": self.class_names[label],
-                "points": [box[:2], box[2:]],
-                "group_id": track,
-                "description": f"{score:.3f}",
-                "shape_type": "rectangle",
-                "flags": {},
-            }
-            for box, label, score, track in zip(
-                found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), ids, strict=True
-            )
-        ]
-        return {
-            "version": "5.5.0",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": Path(os.path.relpath(image, self.path)).as_posix(),
-            "imageData": None,
-            "imageHeight": height,
-            "imageWidth": width,
-        }
+
+def _without_image(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "image_id"}

@@ -254,19 +254,22 @@ def picture_or_video_sink(source: Source, out: Path) -> PictureSink | VideoSink:
         out: a folder; or a file, ending in .mp4 for a video and as pictures do for one picture.
 
     Raises:
-        ValueError: the ending of `out` does not fit, or it would take the place of the source.
+        ValueError: the ending of `out` does not fit, it would take the place of the source, or may
+            not be written.
     """
     suffix = "" if out.is_dir() else out.suffix.lower()
     if isinstance(source, ImageFiles):
         single = suffix in WRITABLE_SUFFIXES and not source.skip_unreadable
         if suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not single:
             raise ValueError(f"these results are pictures and --out is {out}; give a folder")
+        check_writable(out if single else out / source.names[0])
         return PictureSink(out, single=single)
     if suffix != ".mp4" and suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         raise ValueError(f"a video is written as .mp4, --out is {out}; give a folder or a .mp4")
     path = out if suffix == ".mp4" else out / f"{_film_name(source)}.mp4"
     if source.path is not None:
         refuse_source(path, source.path)
+    check_writable(path)
     return VideoSink(path, fps=source.fps or DEFAULT_FPS, live=source.live)
 
 

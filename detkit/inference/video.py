@@ -73,7 +73,7 @@ class Reconnect:
 
     first: float = 0.5
     factor: float = 2.0
-    longest: float = 8.0
+    longest: float = 2.0
     limit: float = 60.0
 
     def waits(self) -> Iterator[float]:

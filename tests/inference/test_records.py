@@ -40,6 +40,7 @@ def detections() -> Detections:
         torch.tensor([[1.0, 2.0, 11.0, 22.5], [0.0, 0.0, 3.0, 4.0]]),
         torch.tensor([0.75, 0.5]),
         torch.tensor([1, 0]),
+        NAMES,
     )
 
 
@@ -136,7 +137,7 @@ def test_coco_results_are_read_by_pycocotools(tmp_path: Path) -> None:
 
 def test_labelme_file_of_a_picture_points_at_it(tmp_path: Path) -> None:
     pictures = [tmp_path / "in" / name for name in ("a.png", "b.png", "b.jpg")]
-    sink = LabelmeSink(tmp_path / "out", source=ImageFiles(pictures), class_names=NAMES)
+    sink = LabelmeSink(tmp_path / "out", source=ImageFiles(pictures))
     image = np.zeros((30, 40, 3), np.uint8)
     feed(sink, [Result(Frame(image, p.name, i, p), detections()) for i, p in enumerate(pictures)])
     assert sorted(os.listdir(tmp_path / "out")) == ["a.json", "b.jpg.json", "b.png.json"]
@@ -149,7 +150,7 @@ def test_labelme_file_of_a_picture_points_at_it(tmp_path: Path) -> None:
 
 
 def test_labelme_files_of_a_video_come_with_their_frames(tmp_path: Path) -> None:
-    sink = LabelmeSink(tmp_path, source=ImageFiles([]), class_names=NAMES)
+    sink = LabelmeSink(tmp_path, source=ImageFiles([]))
     feed(sink, [Result(frame_of(7), detections(), torch.tensor([5, 6]))])
     assert sorted(os.listdir(tmp_path)) == ["clip_000007.jpg", "clip_000007.json"]
     document = json.loads((tmp_path / "clip_000007.json").read_text())
@@ -160,7 +161,7 @@ def test_labelme_files_of_a_video_come_with_their_frames(tmp_path: Path) -> None
 
 def test_labelme_file_that_a_person_may_have_corrected_stays(tmp_path: Path) -> None:
     (tmp_path / "clip_000007.json").write_text("by hand")
-    sink = LabelmeSink(tmp_path, source=ImageFiles([]), class_names=NAMES)
+    sink = LabelmeSink(tmp_path, source=ImageFiles([]))
     with pytest.raises(ValueError, match=r"clip_000007\.json is there and may hold"):
         feed(sink, [Result(frame_of(7), detections())])
     assert (tmp_path / "clip_000007.json").read_text() == "by hand"
