@@ -5,10 +5,12 @@ A place that holds nothing has the score `NOTHING`. B images, N values, M places
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", int, Tensor)
 
 NOTHING = -1.0  # below every threshold
 
@@ -67,3 +69,8 @@ def clip_to(boxes: Tensor, sizes: Tensor) -> Tensor:
 def scale_by(boxes: Tensor, factors: Tensor) -> Tensor:
     """Boxes `[B, M, 4]` multiplied by factors (down, right) `[B, 2]`."""
     return boxes * factors.flip(1).repeat(1, 2)[:, None]
+
+
+def quotient_up(number: Number, divisor: int) -> Number:
+    """Rounded up; without negative numbers, of whose quotients torch.export proves nothing."""
+    return (number + divisor - 1) // divisor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.detectors.image_pyramid import EVERYTHING, ImagePyramid, SizeRange
-from detkit.inference.export.places import NOTHING, Found, joined, scale_by
+from detkit.inference.export.places import NOTHING, Found, joined, quotient_up, scale_by
 from detkit.inference.export.suppression import suppress
 from detkit.ops import box_area
 
@@ -101,7 +101,7 @@ class PyramidGraph(nn.Module):
         factor, divisor = Fraction(scale).limit_denominator(10_000), self.divisor
         top, bottom = factor.numerator, factor.denominator
         rows, columns = (
-            -(-((2 * side * top + bottom) // (2 * bottom)) // divisor) * divisor
+            quotient_up((2 * side * top + bottom) // (2 * bottom), divisor) * divisor
             for side in images.shape[-2:]
         )
         down = _weights(sizes[:, 0], own[:, 0], images.shape[2], rows).to(images)

@@ -17,7 +17,15 @@ from detkit.detectors.proposals import GivenProposals, GridProposals, Proposer
 from detkit.detectors.region_proposal import RegionProposal
 from detkit.detectors.roi import RegionPool
 from detkit.detectors.rpn import RPN
-from detkit.inference.export.places import NOTHING, Found, clip_to, joined, rows_at, top
+from detkit.inference.export.places import (
+    NOTHING,
+    Found,
+    clip_to,
+    joined,
+    quotient_up,
+    rows_at,
+    top,
+)
 from detkit.inference.export.selection import select
 from detkit.inference.export.suppression import suppress
 from detkit.ops import box_area, decode, grid_anchors
@@ -79,9 +87,9 @@ def propose(
 def _grid(proposer: GridProposals, images: Tensor, sizes: Tensor) -> Regions:
     """The boxes of the padded size; of a smaller image only the first rows and columns."""
     stride, cell = proposer.stride, proposer.get_buffer("cell")
-    rows, columns = (-(-side // stride) for side in images.shape[-2:])
+    rows, columns = (quotient_up(side, stride) for side in images.shape[-2:])
     boxes = grid_anchors(cell, (rows, columns), (stride, stride))
-    counts = (sizes + stride - 1) // stride  # [B, 2]
+    counts = quotient_up(sizes, stride)  # [B, 2]
     y = torch.arange(rows, device=images.device) < counts[:, :1]  # [B, rows]
     x = torch.arange(columns, device=images.device) < counts[:, 1:]
     there = (y[:, :, None] & x[:, None])[..., None].expand(-1, -1, -1, len(cell)).flatten(1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from detkit.detectors.sliding_window import GREY, SlidingWindow, chain_of
-from detkit.inference.export.places import NOTHING, Found
+from detkit.inference.export.places import NOTHING, Found, quotient_up
 from detkit.inference.export.regions import with_image
 from detkit.inference.export.selection import Level, select
 from detkit.nn.dense import plan_offsets
@@ -53,7 +53,7 @@ class WindowGraph(nn.Module):
         room = [max(0, side - self.divisor) for side in window]
         shape = (images.shape[-2] + room[0], images.shape[-1] + room[1])
         rows, columns = (
-            -(-(side - own) * seen // (grid.stride * own)) + 1
+            quotient_up((side - own) * seen, grid.stride * own) + 1
             for side, own, seen in zip(shape, window, grid.input_size, strict=True)
         )
         judge = self._crops if self.detector.mode == "crop" else self._dense
@@ -82,8 +82,7 @@ class WindowGraph(nn.Module):
         grid, inside = self.detector.grid, []
         for axis, (own, seen) in enumerate(zip(window, grid.input_size, strict=True)):
             beyond = (sizes[:, axis] - own).clamp(min=0) * seen
-            step = grid.stride * own
-            count = (beyond + step - 1) // step + 1  # [B]
+            count = quotient_up(beyond, grid.stride * own) + 1  # [B]
             place = torch.arange(logits.shape[1 + axis], device=logits.device)
             inside.append(place < count[:, None])
         return inside[0][:, :, None] & inside[1][:, None]
