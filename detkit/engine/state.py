@@ -49,7 +49,7 @@ class State:
         best: highest AP so far; it is -1 where the validation data has no truths.
         waited: validations since the best one.
         metrics: of the last validation.
-        first_loss: of the first validation, with which later ones are compared.
+        first_loss: of the first step, with which later ones are compared.
         started: moment on the clock at which an uninterrupted training would have begun, seconds.
         random: of each process its random numbers within the epoch, to go on from; else empty.
     """

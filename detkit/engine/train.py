@@ -34,7 +34,7 @@ from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
 
-FALLEN = 0.9  # of the loss of the first validation: something has been learned
+FALLEN = 0.9  # of the loss of the first step: something has been learned
 
 
 def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = False) -> None:
@@ -76,8 +76,8 @@ def train(recipe: Recipe, *, folder: Path, device: torch.device, resume: bool = 
     ):
         try:
             while state.epoch < recipe.train.epochs and not _out_of_patience(state, run):
-                _train_epoch(model, state, run, log, bar, stop)
-                _finish_epoch(state, run, log, bar, stop)
+                loss = _train_epoch(model, state, run, log, bar, stop)
+                _finish_epoch(state, run, log, bar, stop, loss=loss)
                 distributed.barrier()
         except BaseException as error:
             asked = isinstance(error, (KeyboardInterrupt, Terminated))
@@ -124,21 +124,23 @@ def _out_of_patience(state: State, run: Run) -> bool:
 
 def _train_epoch(
     model: nn.Module, state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: StopRequests
-) -> None:
-    """One pass over the data, or what is left of it."""
+) -> float:
+    """One pass over the data, or what is left of it; returns the mean loss, NaN of no step."""
     config = run.recipe.train
     state.detector.train()
     seed_epoch(state, run)
     run.loader.batch_sampler.set_epoch(  # type: ignore[union-attr]
         state.epoch, start=state.batch
     )
-    meter = StepMeter(run.device)
+    meter, totals = StepMeter(run.device), []
     for batch in read_batches(run.loader):
         meter.data_came()
         with stop.held():
             rate = float(state.optimizer.param_groups[0]["lr"])
             wants_norm = (state.step + 1) % config.log_every == 0
             values, norm = train_step(model, state, run, batch, with_norm=wants_norm)
+            totals.append(sum(values.values()))
+            state.first_loss = totals[0] if state.first_loss is None else state.first_loss
             state.batch += 1
             state.step += 1
             meter.step_done(len(batch))
@@ -151,6 +153,7 @@ def _train_epoch(
             bar.update()
             if config.save_every is not None and state.step % config.save_every == 0:
                 save_state(state, run, best=False)
+    return float(np.mean(totals)) if totals else float("nan")
 
 
 def train_step(
@@ -260,7 +263,9 @@ def _open_run(run: Run, state: State) -> RunLog:
     return RunLog(folder, resume_step=state.step)
 
 
-def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: StopRequests) -> None:
+def _finish_epoch(
+    state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: StopRequests, *, loss: float
+) -> None:
     """Validate, where it is time to, and save."""
     outcome = _validate(state, run, stop)
     with stop.held():
@@ -272,7 +277,7 @@ def _finish_epoch(state: State, run: Run, log: RunLog, bar: tqdm[Any], stop: Sto
             if schedule.name == "plateau" and waited and waited % schedule.patience == 0:
                 state.schedule.fall()
             _report(state, outcome, log, bar)
-            _explain(state, outcome, bar)
+            _explain(state, outcome, bar, loss)
         save_state(state, run, best=best)
 
 
@@ -305,14 +310,19 @@ def _take_in(outcome: Evaluation, state: State) -> bool:
     return improved or average_precision < 0
 
 
-def _explain(state: State, outcome: Evaluation, bar: tqdm[Any]) -> None:
-    """Say why AP is near zero where the loss falls: what is learned is not what is measured."""
-    loss = sum(outcome.losses.values())
-    first = state.first_loss
-    state.first_loss = loss if first is None else first
-    if first is not None and loss < FALLEN * first and distributed.is_main():
-        for reason in explain_failure(outcome.result):
-            bar.write(f"AP50 is near zero though the loss falls: {reason}")
+def _explain(state: State, outcome: Evaluation, bar: tqdm[Any], loss: float) -> None:
+    """Say why AP is low where the loss falls: what is learned is not what is measured.
+
+    The loss of training: that of validation is of the truths that may be wrong, and need not fall.
+    """
+    if (
+        not distributed.is_main()
+        or state.first_loss is None
+        or not loss < FALLEN * state.first_loss
+    ):
+        return
+    for reason in explain_failure(outcome.result):
+        bar.write(f"AP50 is low though the loss falls: {reason}")
 
 
 def _report(state: State, outcome: Evaluation, log: RunLog, bar: tqdm[Any]) -> None:

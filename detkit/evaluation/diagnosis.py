@@ -1,4 +1,4 @@
-"""Why AP is near zero although a detector learns: hypotheses tried on its detections.
+"""Why AP is low although a detector learns: hypotheses tried on its detections.
 
 Each hypothesis changes the truths as a mistake in the annotations would, and evaluates again: where
 AP jumps, the detector has learned something that the truths say in another way.
@@ -17,6 +17,9 @@ from detkit.evaluation.inputs import AREA_RANGES, CocoSettings, FlatDetections, 
 from detkit.evaluation.result import CocoResult
 
 LOW_AP50 = 0.02  # below, something is wrong or has hardly begun
+# below, mistakes that leave no doubt are named: a detector that gives each box several classes has
+# some AP where all labels are wrong
+POOR_AP50 = 0.3
 CLEAR_AP50 = 0.1  # a hypothesis with this, and
 NEARLY_ALL = 0.7  # of what classes taken as one have
 CLEAR_RATIO = 3.0  # so many times the AP50 without it, explains
@@ -35,7 +38,7 @@ BOX_MISTAKES: dict[str, Callable[[Floats], Floats]] = {
 
 
 def explain_failure(result: CocoResult) -> list[str]:
-    """What most likely keeps AP near zero, the strongest reason first; empty if it is not.
+    """What most likely keeps AP low, the strongest reason first; empty if it is not.
 
     Args:
         result: of a validation; its AP50 decides whether there is anything to explain.
@@ -51,11 +54,11 @@ def explain_failure(result: CocoResult) -> list[str]:
     if not len(found):
         return ["nothing was detected at all: train longer, or lower model.select.score_threshold"]
     base = _ap(truths, found, count)
-    if base >= LOW_AP50:
+    if base >= POOR_AP50:
         return []
     reasons = _labels(result, base)
     reasons += _boxes(truths, found, max(_ap_of_one_class(truths, found), base))
-    return reasons or [_nothing_fits(truths, found)]
+    return reasons or ([_nothing_fits(truths, found)] if base < LOW_AP50 else [])
 
 
 def _labels(result: CocoResult, base: float) -> list[str]:
@@ -67,12 +70,14 @@ def _labels(result: CocoResult, base: float) -> list[str]:
     for shift in (1, -1):
         moved = replace(truths, category=(truths.category + shift) % count)
         score = _ap(moved, found, count)
-        if score >= NEARLY_ALL * aside:
+        if score >= NEARLY_ALL * aside and _explains(score, base):
             return [
                 f"labels are shifted by one: AP50 is {base:.3f}, and {score:.3f} if each class of "
                 f"the truths is taken for the {'next' if shift > 0 else 'one before'}; compare the "
                 "category ids (counted from 0 or from 1?) of training and validation data"
             ]
+    if base >= LOW_AP50:  # classes that are alike are learned last
+        return []
     matrix = confusion_matrix(result.truths, found, iou=0.5, score=0.0)
     pairs = [f"{c.truth!r} as {c.detection!r}" for c in matrix.most_confused(3)]
     return [

@@ -19,7 +19,12 @@ def boxes_of(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def explained(
-    *, labels: str = "right", boxes: str = "right", noise: float = 2.0, detect: bool = True
+    *,
+    labels: str = "right",
+    boxes: str = "right",
+    noise: float = 2.0,
+    detect: bool = True,
+    unsure: bool = False,
 ) -> list[str]:
     """What is said of a good detector when the truths are written down in this way."""
     rng = np.random.default_rng(0)
@@ -51,7 +56,10 @@ def explained(
         of_image = image == index
         found = right[of_image] + rng.normal(0, noise, (4, 4))
         corners = np.concatenate([found[:, :2], found[:, :2] + np.abs(found[:, 2:])], axis=1)
-        evaluator.update(index, corners, rng.uniform(0.3, 1, 4), category[of_image] + 1)
+        shifts = np.repeat(np.arange(CLASSES if unsure else 1), 4)  # the other classes come later
+        scores = rng.uniform(0.5, 1, len(shifts)) / (1 + shifts)
+        classes = (np.tile(category[of_image], len(shifts) // 4) + shifts) % CLASSES + 1
+        evaluator.update(index, np.tile(corners, (len(shifts) // 4, 1)), scores, classes)
     return explain_failure(evaluator.compute())
 
 
@@ -60,6 +68,7 @@ def explained(
     [
         ({"labels": "next"}, "labels are shifted by one"),
         ({"labels": "before"}, "labels are shifted by one"),
+        ({"labels": "next", "unsure": True}, "labels are shifted by one: AP50 is 0.2"),
         ({"labels": "mixed"}, "objects are found but named wrongly"),
         ({"boxes": "corners"}, "bbox holds corners [x1, y1, x2, y2]"),
         ({"boxes": "swapped"}, "x and y are swapped"),
@@ -82,6 +91,11 @@ def test_confused_classes_are_listed() -> None:
 
 def test_nothing_is_said_where_all_is_well() -> None:
     assert explained() == []
+    assert explained(unsure=True) == []
+
+
+def test_a_poor_detector_is_not_told_what_it_may_still_learn() -> None:
+    assert explained(labels="mixed", unsure=True) == []
 
 
 def test_no_truths() -> None:
