@@ -30,6 +30,8 @@ from detkit.structures import Batch
 
 logger = logging.getLogger(__name__)
 
+MANY = 0.3  # of the boxes leave their pictures: they hardly mean what they are read as
+
 
 def build_dataset(
     source: Source, *, role: str, class_names: tuple[str, ...] | None = None
@@ -56,6 +58,14 @@ def build_dataset(
         logger.info("%s: %s", role, dataset.report)
     if len(dataset) == 0:
         raise ValueError(f"data.{role} has no images; check {settings}")
+    if role == "train" and dataset.report.boxes == 0:
+        raise ValueError("data.train has no boxes, and so nothing to learn from; check its labels")
+    if distributed.is_main() and dataset.report.clipped > MANY * dataset.report.boxes:
+        logger.warning(
+            "%s: %d of %d boxes leave their pictures: are they x1, y1, x2, y2, or for pictures of "
+            "another size? See python tools/check_data.py",
+            *(role, dataset.report.clipped, dataset.report.boxes),
+        )
     if source.proposals is not None:
         return dataset.with_proposals(read_proposals(source.proposals, dataset))
     return dataset

@@ -20,6 +20,7 @@ from detkit.detectors import Detector, RegionProposal, create_detector
 from detkit.engine import state as states
 from detkit.engine import train as training
 from detkit.engine.checkpoint import load_checkpoint
+from detkit.engine.data import build_dataset
 from detkit.structures import Batch
 
 MakeRecipe = Callable[..., Recipe]
@@ -397,6 +398,7 @@ def test_best_is_the_epoch_of_the_highest_ap(
         state.step += 3
 
     monkeypatch.setattr(training, "evaluate", evaluated)
+    monkeypatch.setattr(training, "explain_failure", lambda result: [])
     monkeypatch.setattr(training, "_train_epoch", no_epoch)
     run(tiny_recipe(f"train.validate_every={every}"), tmp_path)
     assert next(given, None) is None
@@ -516,10 +518,13 @@ def test_unusable_data_and_settings(
     content = json.loads(tiny_data.annotations.read_text())
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({**content, "images": [], "annotations": []}))
+    blank = tmp_path / "blank.json"
+    blank.write_text(json.dumps({**content, "annotations": []}))
     table = {
         "data.train=null": "data.train is missing; name the annotations to train on",
         f"data.train.annotations={empty}": "data.train has no images; check {'annotations':",
         f"data.val.annotations={empty}": "data.val has no images; check {'annotations':",
+        f"data.train.annotations={blank}": "data.train has no boxes, and so nothing to learn from",
         "data.train.annotations=no.json": "cannot read annotations no.json: No such file",
         "data.val.images=no/folder": "images folder no/folder does not exist",
         "train.amp=fp16": "amp 'fp16' needs a GPU",
@@ -529,6 +534,24 @@ def test_unusable_data_and_settings(
     for override, message in table.items():
         assert refused(run, tiny_recipe(override), tmp_path / "run").startswith(message)
     assert not (tmp_path / "run").exists()
+
+
+def test_boxes_that_leave_their_pictures_are_pointed_out(
+    tiny_data: Any, tiny_recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(tiny_data.annotations.read_text())
+    for item in content["annotations"]:
+        x, y, w, h = item["bbox"]
+        item["bbox"] = [x, y, x + w, y + h]
+    corners = tmp_path / "corners.json"
+    corners.write_text(json.dumps(content))
+    for override, count in ((f"data.train.annotations={corners}", 1), ("seed=0", 0)):
+        caplog.clear()
+        source = tiny_recipe(override).data.train
+        assert source is not None
+        build_dataset(source, role="train")
+        warned = [each for each in caplog.messages if "boxes leave their pictures" in each]
+        assert len(warned) == count
 
 
 def test_missing_training_data_is_a_mistake_in_the_recipe(
