@@ -97,8 +97,8 @@ def recognise(
     if len(found) > 1:
         listed = ", ".join(f"{_NAMES[name]} {_shown(file, path)}" for name, file in found)
         raise AnnotationError(
-            f"{path} holds several: {listed}; give the path of one of them, or its format; looked "
-            f"for {_LOOKED_FOR}"
+            f"{path} holds several: {listed}; give the path of one of them, its format, or the "
+            f"split that it is named after; looked for {_LOOKED_FOR}"
         )
     name, file = found[0]
     if name in ("coco", "csv"):

@@ -210,7 +210,8 @@ def _read_list(file: Path, root: Path) -> list[str]:
     names = [line.strip() for line in read_text(file).splitlines()]
     found, missing = [], []
     for name in filter(None, names):
-        tried = [os.path.normpath(folder / name) for folder in (file.parent, root)]
+        spellings = dict.fromkeys((name, name.replace("\\", "/")))  # the other is of Windows
+        tried = [os.path.normpath(f / each) for each in spellings for f in (file.parent, root)]
         path = next((path for path in tried if os.path.isfile(path)), None)
         found += [path] if path else []
         missing += [] if path else [name]

@@ -90,6 +90,15 @@ def test_boxes_that_leave_the_picture_are_cut_off_not_thrown_away(tmp_path: Path
     assert dataset[0].boxes[0].tolist() == [30, 7.5, 40, 22.5]
 
 
+@pytest.mark.parametrize("line", ["./images/train/b.jpg", "images\\train\\b.jpg"])
+def test_a_list_of_pictures_as_windows_writes_it(tmp_path: Path, line: str):
+    data = write(tmp_path, LABELS, YAML.replace("images/train", "train.txt"))
+    (tmp_path / "train.txt").write_bytes(f"\ufeff{line}\r\n".encode())
+    dataset = read_yolo(data, split="train")
+    assert [dataset.path(index).name for index in range(len(dataset))] == ["b.jpg"]
+    assert dataset[0].labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("names", ["[cat, dog]", "\n  0: cat\n  1: dog", "[cat, dog]\nnc: 2"])
 def test_names_as_list_or_mapping(tmp_path: Path, names: str):
     data = write(tmp_path, LABELS, f"train: images/train\nnames: {names}\n")
