@@ -8,6 +8,7 @@ pictures, never assumed.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_LIMIT = 64  # pictures to measure on
 _GENERATED = 8
+_ONE_PICTURE = (str, os.PathLike, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,8 @@ def measure_cost(
 ) -> Cost:
     """Compare what two predictors find; see `optimize` for the pictures."""
     if pictures is not None:
-        single = isinstance(pictures, Picture)
-        given = each_picture([pictures] if single else pictures)  # type: ignore[list-item,arg-type]
+        several = isinstance(pictures, Iterable) and not isinstance(pictures, _ONE_PICTURE)
+        given = each_picture(pictures if several else [pictures])  # type: ignore[list-item,arg-type]
         return _compare(before, after, list(islice(given, limit)), "as named")
     try:
         dataset, role = _truths(before)
