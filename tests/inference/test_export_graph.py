@@ -244,7 +244,7 @@ FORMATS = {
         *((name, "torchscript") for name in [*LADDER, "own_data.yaml", *VARIANTS]),
         ("ladder/13_task_aligned.yaml", "onnx"),
         ("ladder/07_fast_rcnn.yaml", "onnx"),
-        ("a pyramid around Faster R-CNN", "onnx"),
+        ("torchvision's second Faster R-CNN", "onnx"),
         ("ladder/02_lenet_window_dense.yaml", "torch_export"),
         ("ladder/10_cascade_rcnn.yaml", "torch_export"),
     ],

@@ -20,8 +20,15 @@ from torchvision.ops import nms
 from detkit.inference.export.places import NOTHING, Found, best_of, rows_at
 from detkit.ops.neighbours import distance_overlap, overlap
 
-EXPORTABLE = ("hard", "soft_linear", "soft_gaussian", "diou", "matrix_linear", "matrix_gaussian",
-              "none")  # fmt: skip
+EXPORTABLE = (
+    "hard",
+    "soft_linear",
+    "soft_gaussian",
+    "diou",
+    "matrix_linear",
+    "matrix_gaussian",
+    "none",
+)
 MOST_PAIRED = 1000  # boxes of an image that matrix NMS looks at, each with each
 
 _for_onnx = False
@@ -74,9 +81,11 @@ def suppress(
         num_classes: labels are below it.
         count: K.
     """
+    family, _, method = nms.partition("_")
+    if family == "matrix":
+        found = best_of(found, MOST_PAIRED)
     groups = torch.zeros_like(found.labels) if class_agnostic else found.labels
     num_groups = 1 if class_agnostic else num_classes
-    family, _, method = nms.partition("_")
     if family == "none":
         return best_of(found, count)
     if family == "hard":
@@ -87,10 +96,6 @@ def suppress(
     if family == "soft":
         factor = _linear(iou_threshold) if method == "linear" else _gaussian(sigma)
         return _turns(found, groups, factor, score_threshold, count)
-    found, groups = (
-        best_of(found, MOST_PAIRED),
-        best_of(found._replace(labels=groups), MOST_PAIRED)[2],
-    )
     scores = _matrix(found, groups, method, sigma)
     return best_of(found._replace(scores=scores.where(scores > score_threshold, NOTHING)), count)
 
