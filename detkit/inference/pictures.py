@@ -155,13 +155,10 @@ def _from_pillow(picture: Image.Image) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF block or the TIFF header says, and as nothing else does (XMP, say)."""
+    """Turned as its EXIF block says, and as nothing else does (XMP, say); TIFF comes upright."""
     exif = Image.Exif()
     try:
-        if "exif" in picture.info:
-            exif.load(picture.info["exif"])
-        elif picture.format == "TIFF":
-            exif = picture.getexif()
+        exif.load(picture.info.get("exif", b""))
         orientation = exif.get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, OSError):
         return picture  # a damaged block turns nothing

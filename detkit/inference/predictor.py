@@ -171,8 +171,8 @@ class Predictor:
 
         Pictures of one size are computed in batches of the recipe's test.batch_size, while the next
         ones are read; with test.tile one after the other, and their tiles in batches. What is
-        found in a picture does not depend on the others, up to rounding: in float32 some 1e-4 px and
-        1e-6 of a score.
+        found in a picture does not depend on the others, up to rounding (in float32 some 1e-4 px
+        and 1e-6 of a score).
 
         Args:
             pictures: a path; an array `[H, W, 3]` or a tensor `[3, H, W]`, uint8 RGB (OpenCV reads
