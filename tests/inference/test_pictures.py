@@ -147,6 +147,13 @@ def test_a_file_is_itself_though_its_name_looks_like_a_pattern(folder: Path) -> 
     assert list(each_picture(given))[1] is RGB
 
 
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "[x] *"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), RGB)
+    assert stands_for_several(folder) and list_pictures(folder) == [folder / "a.png"]
+
+
 def test_nothing_to_list(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no pictures directly in folder .*; known are .*\.jp"):
         list_pictures(folder / "folder.png")
