@@ -37,14 +37,13 @@ def main(arguments: list[str]) -> None:
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     add("--json", metavar="FILE", help="also write all numbers there")
     options = parser.parse_args(arguments)
-    optimized = {"plain": (False,), "optimized": (True,), None: (False, True)}[options.only]
-    precisions = options.precision.split(",") if options.precision else None
+    kinds = {"plain": (False,), "optimized": (True,), None: (False, True)}[options.only]
+    names = options.precision.split(",") if options.precision else None
     device, variants = pick_device(options.device), []
     for model in options.models:
         settings = {"weights": options.weights, "device": device.type, "overrides": options.set}
         predictor = detkit.load(model, **settings)
-        ways = {"precisions": precisions, "optimized": optimized}
-        variants += variants_of(predictor, Path(model).name, **ways)
+        variants += variants_of(predictor, Path(model).name, precisions=names, optimized=kinds)
     with tempfile.TemporaryDirectory() as folder:
         pictures = list_or_generate(options.pictures, Path(folder))
         batches = read_numbers(options.batch)
