@@ -32,6 +32,7 @@ from detkit.visualize import contact_sheet, draw_detections
 
 WRITABLE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RESERVE = 2**24  # bytes of the disk that a film leaves free, to be completed with
+_CHECK_EVERY = 32  # frames
 KEEPING = (KeyboardInterrupt, Terminated, EndedEarlyError)  # what was done until then counts
 
 
@@ -116,6 +117,7 @@ class VideoSink(Sink):
         super().__init__(path)
         self.fps, self.live = fps, live
         self.count = 0
+        self._checked = -_CHECK_EVERY
         self._writer: cv2.VideoWriter | None = None
         self._aside: Path | None = None
         self._size = (0, 0)
@@ -129,7 +131,7 @@ class VideoSink(Sink):
         """
         height, width = picture.shape[:2]
         writer = self._writer or self._open((width, height))
-        if self.count % 32 == 0:
+        if self.count >= self._checked + _CHECK_EVERY:
             self._check_disk()
         if (width, height) != self._size:
             picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
@@ -160,6 +162,7 @@ class VideoSink(Sink):
 
     def _check_disk(self) -> None:
         """OpenCV does not say that nothing arrives on the disk, and then the film has no end."""
+        self._checked = self.count
         if shutil.disk_usage(self.path.parent).free < RESERVE:
             raise EndedEarlyError(
                 f"{self.path}: the disk is nearly full; the film ends here and is whole"
