@@ -200,7 +200,9 @@ def test_train_resumes_with_the_recipe_of_the_run(
     assert load_recipe(folder / "recipe.yaml").data.workers == 1
     done = command("train", "--resume", folder, "train.epochs=2")
     assert done.code == 2
-    assert done.line.startswith(f"{folder}/last.pt was trained with other settings under 'train'; ")
+    assert done.line.startswith(
+        f"{folder}/last.pt was trained with other settings: train.epochs is 2 and "
+    )
 
 
 def test_train_stops_at_a_loss_that_is_not_finite(

@@ -290,7 +290,11 @@ def _recipe(
         if tuple(occurring) != source.class_names:  # else they would be read in another order
             settings["classes"] = list(source.class_names)
     text = yaml.safe_dump(
-        {"format": to, **settings}, default_flow_style=True, sort_keys=False, width=10**6
+        {"format": to, **settings},
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
     )
     return text.strip()
 

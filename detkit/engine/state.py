@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from detkit.backbones.weights import is_published
@@ -200,12 +201,23 @@ def _check_same_run(checkpoint: Checkpoint, run: Run) -> None:
         get = operator.attrgetter(part)
         if get(before) != get(now):
             raise ValueError(
-                f"{path} was trained with other settings under '{part}'; resume with the run's own "
+                f"{path} was trained with other settings: "
+                f"{_difference(part, get(before), get(now))}; resume with the run's own "
                 "recipe.yaml, or start a new run from its weights with model.weights"
             )
     if checkpoint.class_names != tuple(run.train_set.class_names):
         names = ", ".join(checkpoint.class_names)
         raise ValueError(f"{path} was trained on other classes: {names}")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """The first setting that differs, e.g. "train.epochs is 9 and was 6"."""
+    if isinstance(before, BaseModel) and type(before) is type(now):
+        for key in type(before).model_fields:
+            one, other = getattr(before, key), getattr(now, key)
+            if one != other:
+                return _difference(f"{name}.{key}", one, other)
+    return f"{name} is {now!r:.60} and was {before!r:.60}"
 
 
 def seed_epoch(state: State, run: Run) -> None:

@@ -112,6 +112,22 @@ def corners(content: Content, _: Path) -> None:
         item["bbox"] = [x, y, x + w, y + h]
 
 
+def fractions(content: Content, _: Path) -> None:
+    size_of = {item["id"]: [item["width"], item["height"]] * 2 for item in content["images"]}
+    for item in content["annotations"]:
+        sides = size_of[item["image_id"]]
+        item["bbox"] = [value / side for value, side in zip(item["bbox"], sides, strict=True)]
+        item["area"] = None
+
+
+def no_boxes(content: Content, _: Path) -> None:
+    content["annotations"] = []
+
+
+def capitals(content: Content, _: Path) -> None:
+    content["categories"][1]["name"] = " Cat"
+
+
 def ids_from_0(content: Content, _: Path) -> None:
     for item in content["annotations"]:
         item["category_id"] -= 1
@@ -187,6 +203,9 @@ PLANTED: dict[str, tuple[Callable[[Content, Path], None], dict[str, int], tuple[
         {"box_two_classes"},
     ),
     "corners": (corners, {"boxes_are_corners": 15}, (5, 15), set()),
+    "fractions": (fractions, {"boxes_are_fractions": 15}, (5, 15), set()),
+    "none": (no_boxes, {"boxes_none": 1}, (5, 0), {"boxes_none"}),
+    "capitals": (capitals, {"classes_alike": 2}, (5, 15), {"classes_alike"}),
     "large area": (box(2, area=1000), {"area_wrong": 1}, (5, 15), set()),
     "text in box": (box(2, bbox=[1, 2, "3", 4]), {"record_malformed": 1}, (5, 14), set()),
     "NaN in box": (box(2, bbox=[1, 2, float("nan"), 4]), {"record_malformed": 1}, (5, 14), set()),
@@ -723,5 +742,6 @@ def test_odd_pictures(shared_data: Path, tmp_path: Path) -> None:
     assert broken == BROKEN
     turned = [names[index] for index in data.report.indices("image_unrotated").tolist()]
     assert turned == ["exif_orientation_6.jpg"]
-    assert serious(data.report) == {"image_unreadable": len(BROKEN), "image_unrotated": 1}
+    expected = {"image_unreadable": len(BROKEN), "image_unrotated": 1, "boxes_none": 1}
+    assert serious(data.report) == expected
     assert len(data.repair()["images"]) == len(names) - len(BROKEN)

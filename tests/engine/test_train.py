@@ -458,10 +458,10 @@ def refused(run: Run, *args: Any, **kwargs: Any) -> str:
     [
         (
             "model.roi.hidden=32",
-            "was trained with other settings under 'model'; resume with the run",
+            "was trained with other settings: model.roi.hidden is 32 and was 16; resume",
         ),
-        ("train.epochs=5", "was trained with other settings under 'train'"),
-        ("seed=1", "was trained with other settings under 'seed'"),
+        ("train.epochs=5", "was trained with other settings: train.epochs is 5 and was"),
+        ("seed=1", "was trained with other settings: seed is 1 and was 0"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(

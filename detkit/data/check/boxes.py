@@ -59,6 +59,17 @@ def look_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
     return bool(leaves.mean() > _MANY and leaves.sum() > 1 and fits.mean() >= _MOST)
 
 
+def look_like_fractions(boxes: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether boxes are in 0..1, parts of the sides of their pictures, and not in pixels."""
+    known = (sizes > 1).all(axis=1)
+    return bool(known.sum() > 1 and (np.abs(boxes[known]) <= 1).all())
+
+
+def fractions_as_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Parts of the sides of pictures (height, width) `[G, 2]` to pixels, `[G, 4]` xywh."""
+    return boxes * np.tile(sizes[:, ::-1], 2)
+
+
 def corners_as_sides(boxes: np.ndarray) -> np.ndarray:
     """x1, y1, x2, y2 to x, y, width, height, `[G, 4]`."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -108,7 +119,7 @@ def check_boxes(
     *,
     resize: tuple[int | None, int | None] = (None, None),
 ) -> Iterator[Finding]:
-    """Boxes without area, outside, repeated, tiny, as large as the picture, or of corners.
+    """Boxes without area, outside, repeated, tiny, the whole picture, of corners or fractions.
 
     Args:
         records: whose boxes.
@@ -116,6 +127,10 @@ def check_boxes(
         resize: limits of the shortest and of the longest side in training.
     """
     boxes, of_boxes = records.boxes, sizes_of_boxes(records, sizes)
+    fractions = look_like_fractions(boxes, of_boxes)
+    yield records.of_boxes("boxes_are_fractions", np.full(len(boxes), fractions))
+    if fractions:
+        boxes = fractions_as_pixels(boxes, of_boxes)
     corners = look_like_corners(boxes, of_boxes)
     yield records.of_boxes("boxes_are_corners", np.full(len(boxes), corners))
     if corners:

@@ -117,6 +117,11 @@ CHECKS = {
         "boxes that look like x1, y1, x2, y2 where x, y, width, height belong",
         "what follows is of the corners; --fix converts them",
     ),
+    "boxes_are_fractions": Check(
+        "error",
+        "boxes in fractions of their picture where pixels belong",
+        "what follows is of pixels; --fix converts them",
+    ),
     "box_negative": Check("error", "boxes of negative width or height", _DROPPED),
     "box_degenerate": Check("error", "boxes of width or height 0", _DROPPED),
     "box_outside": Check("error", "boxes entirely outside their picture", _DROPPED),
@@ -144,6 +149,9 @@ CHECKS = {
         "boxes with a negative area, or one larger than the box",
         "small, medium and large are told apart by it; --fix takes that of the box",
     ),
+    "boxes_none": Check(
+        "error", "no picture has a box", "nothing can be learnt or measured; is it the right file?"
+    ),
     "images_empty": Check(
         "info", "images without boxes", "they train as background; remove them if boxes are missing"
     ),
@@ -154,6 +162,11 @@ CHECKS = {
     ),
     "pictures_unlisted": Check(
         "info", "pictures in the folder that no record names", "other splits may have them"
+    ),
+    "classes_alike": Check(
+        "warning",
+        "classes whose names differ in capitals or spaces alone",
+        "if they are one class, give them one name: a detector learns them apart",
     ),
     "classes_unused": Check("info", "classes without a box", "nothing to learn or measure there"),
     "classes_rare": Check(

@@ -5,6 +5,7 @@ N images, C categories, G annotations.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,9 +72,16 @@ def category_shift(records: Records) -> int:
 def check_balance(records: Records) -> Iterator[Finding]:
     """Images without boxes, classes without or with few."""
     counts = np.bincount(records.image_index + 1, minlength=len(records.images) + 1)[1:]
-    yield records.of_images("images_empty", np.flatnonzero(counts == 0), lambda _: "")
+    empty = np.flatnonzero(counts == 0)
+    none = len(records.images) > 0 and len(empty) == len(records.images)
+    yield Finding.of_texts("boxes_none", [records.source] if none else [])
+    yield records.of_images("images_empty", empty, lambda _: "")
     boxes = class_counts(records)
     names = [category["name"] for category in records.categories]
+    plain = {name: " ".join(name.casefold().split()) for name in names}  # of each name once
+    forms = Counter(plain.values())
+    alike = [index for index, name in enumerate(names) if forms[plain[name]] > 1]
+    yield Finding("classes_alike", np.array(alike, np.int64), lambda index: repr(names[index]))
     unused = np.flatnonzero(boxes == 0)
     yield Finding("classes_unused", unused, lambda index: names[index])
     rare = np.flatnonzero((boxes > 0) & (boxes < RARE))

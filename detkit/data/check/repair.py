@@ -17,6 +17,7 @@ from detkit.data.check.boxes import (
     box_faults,
     clip,
     corners_as_sides,
+    fractions_as_pixels,
     repeats,
     sizes_of_boxes,
     turn,
@@ -185,7 +186,11 @@ class Repair:
         self._replace(annotations=items)
 
     def _boxes(self) -> None:
-        """Corners to sides; boxes that cannot be meant go, those that leave are clipped."""
+        """Sides in pixels; boxes that cannot be meant go, those that leave are clipped."""
+        if len(self.report.indices("boxes_are_fractions")):
+            self.changes.append("all boxes: converted from fractions of their pictures")
+            of_boxes = sizes_of_boxes(self.records, true_sizes(self.records, self._pictures))
+            self._set_boxes(fractions_as_pixels(self.records.boxes, of_boxes))
         if len(self.report.indices("boxes_are_corners")):
             self.changes.append("all boxes: converted from x1, y1, x2, y2")
             self._set_boxes(corners_as_sides(self.records.boxes))
