@@ -197,6 +197,14 @@ def test_mistakes_are_said_in_one_line(
     assert names(checkpoint.parent) == ["best.pt"]
 
 
+def test_what_is_not_installed_is_named(
+    export: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    done = export(checkpoint)
+    assert done.code == 2 and "needs onnxscript: pip install onnxscript" in done.line
+
+
 def test_ctrl_c_leaves_nothing(
     export: Any,
     checkpoint: Path,

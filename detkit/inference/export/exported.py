@@ -77,12 +77,8 @@ class ExportedDetector(Detector):
         # What is in the file says in which precision it computes
         with torch.autocast(self.device.type, enabled=False):
             outputs = self._run(self.inputs(batch))
-        return [
-            _of_image(*of_image, size, original)
-            for *of_image, size, original in zip(
-                *outputs, batch.sizes, batch.original_sizes, strict=True
-            )
-        ]
+        rows = zip(*outputs, batch.sizes, batch.original_sizes, strict=True)
+        return [_of_image(*each) for each in rows]
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """What goes into the file for a batch, by name."""

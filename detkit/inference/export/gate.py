@@ -221,7 +221,7 @@ def faults(rows: list[Row], *, tolerance: float) -> dict[str, str]:
 def table(rows: list[Row]) -> str:
     """The rows beside each other, AP in percent."""
     head = ("", "AP", "AP50", "same", "box px", "score", "ms", "MB")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         told = ["", "", ""]
         if row.agreement is not None:

@@ -73,7 +73,7 @@ def to_int8(source: Path, target: Path, pictures: Iterator[Mapping[str, np.ndarr
         if place in inside and any(users[name] & inside for name in node.output)
     ]
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> Mapping[str, np.ndarray] | None:
             return next(pictures, None)
 

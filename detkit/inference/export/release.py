@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,7 @@ def release(checkpoint: Checkpoint, order: Order, *, device: torch.device) -> Ou
         ValueError: data that cannot be read or has other classes; a detector that cannot be
             exported; no pictures to calibrate int8 with.
     """
+    _check_installed(order.format)
     test = checkpoint.recipe.test.model_copy(update={"amp": "off"})  # the yardstick is float32
     recipe = checkpoint.recipe.model_copy(update={"test": test})
     measured = (recipe.data.val or recipe.data.test) is not None
@@ -151,6 +153,15 @@ def release(checkpoint: Checkpoint, order: Order, *, device: torch.device) -> Ou
         written, rejected = _put(files, order.paths(), bad)
     how = f"in batches of {recipe.test.batch_size} on {conditions(device)}"
     return Outcome(rows, len(dataset), measured, how, written, rejected)
+
+
+def _check_installed(format: str) -> None:
+    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ValueError(
+            f"--format {format} needs {', '.join(missing)}: pip install {' '.join(missing)}, or "
+            "take --format torchscript or torch_export"
+        )
 
 
 def _pictures(recipe: Recipe, class_names: tuple[str, ...], limit: int | None) -> CocoDataset:
