@@ -47,7 +47,7 @@ class PyramidGraph(nn.Module):
         for level, scale in enumerate(self.scales):
             copies, own = images, sizes
             if scale != 1:
-                own = (sizes.double() * scale).round().clamp(min=1).long()
+                own = _scaled(sizes, scale)
                 copies = self._resized(images, sizes, own, scale)
             wanted = self.ranges[level % len(self.ranges)]
             for flip in self.flips:
@@ -107,6 +107,13 @@ class PyramidGraph(nn.Module):
         down = _weights(sizes[:, 0], own[:, 0], images.shape[2], rows).to(images)
         right = _weights(sizes[:, 1], own[:, 1], images.shape[3], columns).to(images)
         return down[:, None] @ (images @ right[:, None].transpose(2, 3))
+
+
+def _scaled(sizes: Tensor, scale: float) -> Tensor:
+    """Sizes `[B, 2]` of the copies, as `ImagePyramid` rounds them."""
+    # a tensor: a plain number becomes float32 in ONNX, and a half would be rounded the other way
+    factor = torch.tensor(scale, dtype=torch.float64)
+    return (sizes.double() * factor).round().clamp(min=1).long()
 
 
 def _weights(source: Tensor, wanted: Tensor, length: int, count: int) -> Tensor:
