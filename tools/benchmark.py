@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> None:
     for model in options.models:
         settings = {"weights": options.weights, "device": device.type, "overrides": options.set}
         predictor = detkit.load(model, **settings)
-        variants += variants_of(predictor, Path(model).name, precisions=names, optimized=kinds)
+        name = "/".join(Path(model).parts[-2:])  # most checkpoints are called best.pt
+        variants += variants_of(predictor, name, precisions=names, optimized=kinds)
     with tempfile.TemporaryDirectory() as folder:
         pictures = list_or_generate(options.pictures, Path(folder))
         batches = read_numbers(options.batch)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from detkit.config import Recipe
-from detkit.data import CocoDataset
+from detkit.data import CocoDataset, Sample, collate
 from detkit.data.synthetic.scene import render_scene
 from detkit.detectors import Detector
 from detkit.engine.data import build_dataset, check_same_classes
@@ -108,6 +108,10 @@ class Finder(Protocol):
 
     def __call__(self, pictures: list[Any]) -> list[Detections]:
         """Detections in each picture."""
+        ...
+
+    def prepare(self, picture: Picture) -> Sample:
+        """A picture as testing prepares it."""
         ...
 
     def with_detector(self: P, detector: Detector) -> P:
@@ -204,9 +208,10 @@ def optimize_detector(
     device = predictor.device
     name = pick_precision(precision, device)
     detector = copy.deepcopy(predictor.detector)
-    example = _generated(1, (256, 320))
-    watched = predictor.with_detector(detector)
-    folded, left = fold_batch_norm(detector, lambda: watched(example))
+    # not by a call of the predictor: autocast would hand copies of the weights to convolutions
+    samples = [predictor.prepare(picture) for picture in _generated(1, (256, 320))]
+    batch = collate(samples, divisor=predictor.recipe.model.size_divisor).without_targets()
+    folded, left = fold_batch_norm(detector, lambda: detector.predict(batch.to(device)))
     detector = detector.to(memory_format=torch.channels_last)
     dtype = PRECISIONS[name]
     if dtype is not None:

@@ -269,6 +269,21 @@ def test_bfloat16_computes_in_bfloat16(predictor: Predictor, picture: np.ndarray
     torch.testing.assert_close(found.scores[:5], exact.scores[:5], rtol=0.1, atol=0.05)
 
 
+def test_a_recipe_with_autocast_is_folded_like_any_other(tiny_checkpoint: Path) -> None:
+    predictor = detkit.load(tiny_checkpoint, device="cpu", overrides=["test.amp=bf16"])
+    assert optimize_detector(predictor).changes.folded == 15
+
+
+def test_tiles_and_mirror_images_are_optimized_too(
+    tiny_checkpoint: Path, picture: np.ndarray
+) -> None:
+    changes = ["test.tile=64", "test.flip=true"]
+    predictor = detkit.load(tiny_checkpoint, device="cpu", overrides=changes)
+    faster = predictor.optimize([picture], precision="fp32")
+    assert faster.detector.changes.folded == 15  # type: ignore[union-attr]
+    assert faster.cost is not None and faster.cost.agreement.share == 1.0
+
+
 def test_load_optimizes(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faster = detkit.load(tiny_checkpoint, device="cpu", optimize=True)
     assert faster.cost is not None
