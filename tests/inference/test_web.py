@@ -541,6 +541,7 @@ def test_every_odd_file(predictor: Predictor, shared_data: Path) -> None:
         (socket.gethostname(), "0.0.0.0", True),
         ("box.lan:8000", "box.lan", True),
         ("evil.example:8000", "0.0.0.0", False),
+        (socket.gethostname(), "127.0.0.1", False),
         ("evil.example:8000", "box.lan", False),
     ],
 )
