@@ -39,7 +39,7 @@ ALLOWED = {
     "": set[str](),  # detkit/__init__.py: eager imports there would be paid by everyone
 }
 NATIVE = "detkit.evaluation._native"  # built where a compiler is present
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "supervision", "timm"}  # the extras of pyproject.toml
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "supervision", "timm"}  # extras
 
 
 def module_sources(folder: Path) -> dict[str, str]:
