@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> None:
         )
         address = serving.address_of(listening)
         reach = "" if guard.is_loopback(options.host) else ", for everyone who can reach it"
-        print(f"{name} is at {address}{reach} (Ctrl-C ends)", flush=True)
-        serving.serve(app, listening)
+        line = f"{name} is at {address}{reach} (Ctrl-C ends)"
+        serving.serve(app, listening, ready=lambda: print(line, flush=True))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

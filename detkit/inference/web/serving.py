@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -40,21 +41,28 @@ def address_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(app: web.Application, listening: socket.socket) -> None:
+def serve(
+    app: web.Application, listening: socket.socket, *, ready: Callable[[], None] = lambda: None
+) -> None:
     """Answer until Ctrl-C or SIGTERM; from the main thread.
 
     A picture that is being worked on is finished; a second signal does not wait for it.
+
+    Args:
+        app: what answers.
+        listening: where, from `listen`.
+        ready: called once it answers and heeds signals.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         Terminated: SIGTERM.
     """
-    if asyncio.run(_serve(app, listening)) == signal.SIGTERM:
+    if asyncio.run(_serve(app, listening, ready)) == signal.SIGTERM:
         raise Terminated
     raise KeyboardInterrupt
 
 
-async def _serve(app: web.Application, listening: socket.socket) -> int:
+async def _serve(app: web.Application, listening: socket.socket, ready: Callable[[], None]) -> int:
     loop = asyncio.get_running_loop()
     asked: asyncio.Future[int] = loop.create_future()
     by_default: dict[int, Any] = {}
@@ -69,6 +77,7 @@ async def _serve(app: web.Application, listening: socket.socket) -> int:
     try:
         await runner.setup()
         await web.SockSite(runner, listening).start()
+        ready()
         return await asked
     finally:
         await runner.cleanup()
