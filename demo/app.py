@@ -51,14 +51,14 @@ def main(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a page that draws what a detector finds.")
     add = parser.add_argument
-    add("model", help="best.pt of a run, or with --weights coco the name of a published model")
+    add("model", help="best.pt of a run, an exported file, or the name of a published model")
     add("overrides", nargs="*", metavar="key.path=value", help="changes to its recipe")
     add("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
     add("--port", type=port, default=8000, metavar="N", help="0: any that is free (default: 8000)")
     add("--threshold", type=fraction, default=0.5, help="lowest score at first (default: 0.5)")
     add("--max-mb", type=positive, default=32, metavar="MB", help="of a picture (default: 32)")
     add("--max-megapixels", type=positive, default=64, metavar="N", help="(default: 64)")
-    add("--weights", help="of a published model: coco, or a file")
+    add("--weights", help="of a published model: coco (default), or a file")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     return parser.parse_intermixed_args(arguments)
 

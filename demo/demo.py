@@ -191,7 +191,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw what a detector finds.")
     add = parser.add_argument
     published = ", ".join(PUBLISHED)
-    add("checkpoint", help=f"best.pt of a run, or with --weights coco one of {published}")
+    add("checkpoint", help=f"best.pt of a run, an exported file, or one of {published}")
     add(
         "source",
         help="a picture, a folder or 'pattern/*.jpg' of pictures, a video, a camera (0) or a URL "
@@ -230,7 +230,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--save-labelme", type=Path, metavar="DIR", help="write a LabelMe file for each picture")
     add("--sheet", type=Path, metavar="FILE", help="draw up to 16 results on one picture (.jpg)")
     add("--max-frames", type=positive, metavar="N", help="stop after so many")
-    add("--weights", help="of a published model: coco, or a file")
+    add("--weights", help="of a published model: coco (default), or a file")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     return parser.parse_intermixed_args(arguments)
 
