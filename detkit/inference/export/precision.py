@@ -96,10 +96,11 @@ def to_int8(source: Path, target: Path, pictures: Iterator[Mapping[str, np.ndarr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice on the root logger."""
+    """Without the quantiser's advice on the root logger, and numpy's on maps that are all 0."""
     logging.disable(logging.WARNING)
     try:
-        yield
+        with np.errstate(divide="ignore", invalid="ignore"):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
