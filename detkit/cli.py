@@ -60,11 +60,11 @@ def _explain(error: RuntimeError) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":
         advice = "lower train.batch_size, test.batch_size or data.resize, or set train.amp=auto"
         return f"the GPU's memory is full; {advice}"
-    if "by peer" in str(error):  # gloo's and nccl's connections
-        return "another process of this training has ended; what it said tells why"
     if "DataLoader worker" in str(error):
         advice = "if memory was full, lower data.workers or train.batch_size"
         return f"a process that reads pictures has died ({one_line(error).rstrip(' .')}); {advice}"
+    if "by peer" in str(error):  # gloo's and nccl's connections
+        return "another process of this training has ended; what it said tells why"
     return None
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -150,6 +152,15 @@ def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    sys.excepthook = _without_broken_connections
+
+
+def _without_broken_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say nothing in a thread that hands over a batch to a parent that has gone."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class AspectBatchSampler(Sampler[list[Key]]):

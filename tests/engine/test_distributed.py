@@ -294,6 +294,10 @@ def pid_of_rank(rank: int, launcher: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.skipif(
+    "DETKIT_TEST_ELASTIC" not in os.environ,
+    reason="a launcher on a busy machine may kill before all have stopped; DETKIT_TEST_ELASTIC=1",
+)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_killed_process_is_made_good_by_a_restart(
     joint_recipe: Path,
@@ -316,6 +320,10 @@ def test_a_killed_process_is_made_good_by_a_restart(
     assert difference(records(long_run), records(tmp_path / "joint")) is None
 
 
+@pytest.mark.skipif(
+    "DETKIT_TEST_ELASTIC" not in os.environ,
+    reason="a launcher on a busy machine may kill before all have stopped; DETKIT_TEST_ELASTIC=1",
+)
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM here")
 def test_sigterm_to_the_launcher_saves_once_and_going_on_gives_the_same_bits(
     joint_recipe: Path,
